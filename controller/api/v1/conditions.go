@@ -1,0 +1,50 @@
+package v1
+
+// Types of the conditions in status.conditions. Each is always present once the
+// controller has written a status.
+const (
+	// ConditionReady is true while every partition has a master that is up.
+	ConditionReady = "Ready"
+	// ConditionProgressing is true while the cluster moves towards its spec.
+	ConditionProgressing = "Progressing"
+	// ConditionDegraded is true while a partition has fewer copies in sync than
+	// asked for, or none.
+	ConditionDegraded = "Degraded"
+	// ConditionConfigApplied is true when every node has every option of the
+	// spec in force.
+	ConditionConfigApplied = "ConfigApplied"
+)
+
+// Reasons of the conditions. They are part of the API: they do not change their
+// meaning, and the same strings are used in events, metrics, logs and gRPC
+// errors, which is why they are written in lower snake case.
+const (
+	// ReasonHealthy: Ready, and nothing is missing.
+	ReasonHealthy = "healthy"
+	// ReasonForming: a partition has not had a master yet.
+	ReasonForming = "forming"
+	// ReasonMasterDown: a partition has no master that is up, and no replica that
+	// may be promoted.
+	ReasonMasterDown = "master_down"
+	// ReasonReplicaMissing: a partition has fewer replicas than asked for.
+	ReasonReplicaMissing = "replica_missing"
+	// ReasonReplicaCatchingUp: a replica is being filled or catches up.
+	ReasonReplicaCatchingUp = "replica_catching_up"
+	// ReasonScaling: pods are being added or removed.
+	ReasonScaling = "scaling"
+	// ReasonAsWanted: nothing is left to do.
+	ReasonAsWanted = "as_wanted"
+	// ReasonApplied: every node has the configuration in force.
+	ReasonApplied = "applied"
+	// ReasonApplying: not every node has reported the configuration yet.
+	ReasonApplying = "applying"
+	// ReasonPendingRestart: an option is in force only after a restart of a node.
+	ReasonPendingRestart = "pending_restart"
+	// ReasonRejected: a node refused the configuration and keeps its former values.
+	ReasonRejected = "rejected"
+	// ReasonSpecRefused: the spec asks for something that is refused; the former
+	// one stays in force.
+	ReasonSpecRefused = "spec_refused"
+	// ReasonPersistFailed: the node map could not be saved; no role changes.
+	ReasonPersistFailed = "persist_failed"
+)

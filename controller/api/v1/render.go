@@ -1,0 +1,72 @@
+package v1
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Defaults of the optional fields of a spec. The API server fills them in; they
+// are repeated here for specs that never went through one.
+const (
+	DefaultPartitionSize          = 1024
+	DefaultWALTTLSeconds          = 10800
+	DefaultWALSizeLimitMB         = 0
+	DefaultSyncWrites             = false
+	DefaultResyncFailureThreshold = 3
+	DefaultWALMaxBatchBytes       = 1 << 20
+	DefaultWALSyncBwlimit         = 0
+	DefaultWALSyncInterval        = 500
+)
+
+// renderHeader is the first line of what RenderConfig returns.
+const renderHeader = "# Rendered by flare-controller from the FlareCluster resource; edits are overwritten."
+
+// Default fills the absent optional fields in place.
+func (s *FlareClusterSpec) Default() {
+	if s.PartitionSize == 0 {
+		s.PartitionSize = DefaultPartitionSize
+	}
+	if s.Replication.Mode == "" {
+		s.Replication.Mode = ReplicationSync
+	}
+	r := &s.RocksDB
+	orElse(&r.WALTTLSeconds, DefaultWALTTLSeconds)
+	orElse(&r.WALSizeLimitMB, DefaultWALSizeLimitMB)
+	orElse(&r.SyncWrites, DefaultSyncWrites)
+	orElse(&r.ResyncFailureThreshold, DefaultResyncFailureThreshold)
+	orElse(&r.WALMaxBatchBytes, DefaultWALMaxBatchBytes)
+	orElse(&r.WALSyncBwlimit, DefaultWALSyncBwlimit)
+	orElse(&r.WALSyncInterval, DefaultWALSyncInterval)
+}
+
+func orElse[T any](p **T, v T) {
+	if *p == nil {
+		*p = &v
+	}
+}
+
+// RenderConfig returns the text of extra.conf for a spec: the options that the
+// nodes of the cluster shall have, one "name = value" a line. Equal specs give
+// equal bytes, and an absent field gives the same bytes as its default. The
+// spec is not changed.
+func RenderConfig(spec FlareClusterSpec) string {
+	s := *spec.DeepCopy()
+	s.Default()
+	r := s.RocksDB
+	var b strings.Builder
+	b.WriteString(renderHeader + "\n")
+	for _, o := range []struct{ key, value string }{
+		{"replication-type", string(s.Replication.Mode)},
+		{"rocksdb-wal-ttl-seconds", strconv.FormatInt(*r.WALTTLSeconds, 10)},
+		{"rocksdb-wal-size-limit-mb", strconv.FormatInt(*r.WALSizeLimitMB, 10)},
+		{"rocksdb-sync-writes", strconv.FormatBool(*r.SyncWrites)},
+		{"rocksdb-resync-failure-threshold", strconv.FormatInt(int64(*r.ResyncFailureThreshold), 10)},
+		{"rocksdb-wal-max-batch-bytes", strconv.FormatInt(*r.WALMaxBatchBytes, 10)},
+		{"rocksdb-wal-sync-bwlimit", strconv.FormatInt(*r.WALSyncBwlimit, 10)},
+		{"rocksdb-wal-sync-interval", strconv.FormatInt(*r.WALSyncInterval, 10)},
+	} {
+		fmt.Fprintf(&b, "%s = %s\n", o.key, o.value)
+	}
+	return b.String()
+}

@@ -1,0 +1,265 @@
+package v1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// FlareCluster is one flare cluster: partitions of a key space, each on a
+// master and its replicas.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=flareclusters,singular=flarecluster,shortName=fc,scope=Namespaced
+// +kubebuilder:printcolumn:name="Partitions",type=integer,JSONPath=`.spec.partitions`,description="Partitions asked for"
+// +kubebuilder:printcolumn:name="Replicas",type=integer,JSONPath=`.spec.replicas`,description="Nodes per partition asked for, master included"
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.nodesReady`,description="Nodes in service / nodes asked for"
+// +kubebuilder:printcolumn:name="Masters",type=string,JSONPath=`.status.masters`,description="Partitions that take writes / partitions asked for"
+// +kubebuilder:printcolumn:name="Map",type=integer,JSONPath=`.status.mapVersion`,description="Version of the node map"
+// +kubebuilder:printcolumn:name="Config",type=string,JSONPath=`.status.config`,description="What became of the configuration"
+// +kubebuilder:printcolumn:name="Status",type=string,JSONPath=`.status.reason`,description="Reason of the condition that matters most now"
+// +kubebuilder:printcolumn:name="Phase",type=string,priority=1,JSONPath=`.status.phase`,description="Condition of the cluster in one word"
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.message`,description="The reason in words"
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type FlareCluster struct {
+	metav1.TypeMeta `json:",inline"`
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// What is asked for.
+	Spec FlareClusterSpec `json:"spec"`
+
+	// What is. Written by the controller only.
+	// +optional
+	Status FlareClusterStatus `json:"status,omitempty"`
+}
+
+// FlareClusterList is a list of clusters.
+//
+// +kubebuilder:object:root=true
+type FlareClusterList struct {
+	metav1.TypeMeta `json:",inline"`
+	// +optional
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []FlareCluster `json:"items"`
+}
+
+// FlareClusterSpec is what is asked for.
+//
+// +kubebuilder:validation:XValidation:rule="self.partitions >= oldSelf.partitions",message="partitions cannot be decreased: the keys of the removed partitions would be lost; create a second cluster with fewer partitions and move the data by cluster replication",reason=FieldValueForbidden,fieldPath=".partitions"
+// +kubebuilder:validation:XValidation:rule="self.partitions <= oldSelf.partitions",message="partitions cannot be increased by this version; create a second cluster with more partitions and move the data by cluster replication",reason=FieldValueForbidden,fieldPath=".partitions"
+// +kubebuilder:validation:XValidation:rule="self.partitionSize == oldSelf.partitionSize",message="partitionSize is immutable: it decides which partition a key belongs to",reason=FieldValueForbidden,fieldPath=".partitionSize"
+// +kubebuilder:validation:XValidation:rule="self.partitionSize > self.partitions",message="partitionSize must be greater than partitions",reason=FieldValueInvalid,fieldPath=".partitionSize"
+type FlareClusterSpec struct {
+	// Number of partitions that the key space is split into. Each has one master.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1023
+	Partitions int32 `json:"partitions"`
+
+	// Nodes per partition, the master included: 1 means no copy, 2 one replica.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=8
+	Replicas int32 `json:"replicas"`
+
+	// Upper bound of the number of partitions that the mapping of keys to
+	// partitions is computed for; greater than partitions. Clients and nodes of one
+	// cluster must agree on it, so it cannot be changed.
+	// +kubebuilder:default=1024
+	// +kubebuilder:validation:Minimum=2
+	// +kubebuilder:validation:Maximum=4096
+	// +optional
+	PartitionSize int32 `json:"partitionSize,omitempty"`
+
+	// How writes reach the replicas.
+	// +kubebuilder:default={}
+	// +optional
+	Replication ReplicationSpec `json:"replication,omitempty"`
+
+	// Storage options of the nodes. All of them take effect without a restart.
+	// +kubebuilder:default={}
+	// +optional
+	RocksDB RocksDBSpec `json:"rocksdb,omitempty"`
+}
+
+// ReplicationMode tells when a write is answered.
+//
+// +kubebuilder:validation:Enum=sync;async
+type ReplicationMode string
+
+// The replication modes.
+const (
+	// ReplicationSync answers a write when the master and every replica that is
+	// in sync have it: what was acknowledged survives a failover.
+	ReplicationSync ReplicationMode = "sync"
+	// ReplicationAsync answers a write when the master has it: a failover may
+	// lose what the promoted replica had not received.
+	ReplicationAsync ReplicationMode = "async"
+)
+
+// ReplicationSpec tells how writes reach the replicas.
+type ReplicationSpec struct {
+	// sync: a write is answered when the master and every in-sync replica have it.
+	// async: when the master has it.
+	// +kubebuilder:default=sync
+	// +optional
+	Mode ReplicationMode `json:"mode,omitempty"`
+}
+
+// RocksDBSpec holds the storage options. An absent field takes its default.
+type RocksDBSpec struct {
+	// Seconds for which write-ahead logs that are no longer needed for recovery are
+	// kept, so that a replica that was away can catch up from them.
+	// +kubebuilder:default=10800
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=31536000
+	// +optional
+	WALTTLSeconds *int64 `json:"walTtlSeconds,omitempty"`
+
+	// MiB of such logs that are kept; the oldest go first. 0: no limit by size.
+	// +kubebuilder:default=0
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=16777216
+	// +optional
+	WALSizeLimitMB *int64 `json:"walSizeLimitMb,omitempty"`
+
+	// Whether every commit waits for the disk. false: a crash of the machine (not of
+	// the process) may lose the last moments on that node; in-sync replicas have them.
+	// +kubebuilder:default=false
+	// +optional
+	SyncWrites *bool `json:"syncWrites,omitempty"`
+
+	// Consecutive failures to catch up from the master's log after which a replica
+	// copies the master's database instead.
+	// +kubebuilder:default=3
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000
+	// +optional
+	ResyncFailureThreshold *int32 `json:"resyncFailureThreshold,omitempty"`
+
+	// Bytes up to which concurrent writes are grouped into one batch.
+	// +kubebuilder:default=1048576
+	// +kubebuilder:validation:Minimum=4096
+	// +kubebuilder:validation:Maximum=67108864
+	// +optional
+	WALMaxBatchBytes *int64 `json:"walMaxBatchBytes,omitempty"`
+
+	// KiB per second at which a replica that catches up reads its master's log. 0: no limit.
+	// +kubebuilder:default=0
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=16777216
+	// +optional
+	WALSyncBwlimit *int64 `json:"walSyncBwlimit,omitempty"`
+
+	// Milliseconds between the positions that a master and a replica tell each other
+	// while nothing is written.
+	// +kubebuilder:default=500
+	// +kubebuilder:validation:Minimum=10
+	// +kubebuilder:validation:Maximum=60000
+	// +optional
+	WALSyncInterval *int64 `json:"walSyncInterval,omitempty"`
+}
+
+// FlareClusterStatus is what is.
+type FlareClusterStatus struct {
+	// metadata.generation that this status was computed for.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// Condition of the cluster in one word.
+	// +optional
+	Phase Phase `json:"phase,omitempty"`
+
+	// Reason of the condition that matters most now; machine-readable.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+
+	// The reason in words.
+	// +optional
+	Message string `json:"message,omitempty"`
+
+	// Nodes in service / nodes asked for, such as 4/4.
+	// +optional
+	NodesReady string `json:"nodesReady,omitempty"`
+
+	// Partitions that take writes / partitions asked for, such as 2/2.
+	// +optional
+	Masters string `json:"masters,omitempty"`
+
+	// What became of the configuration: applied, 3/4 (nodes that have it), rejected.
+	// +optional
+	Config string `json:"config,omitempty"`
+
+	// Version of the node map; grows by one with every change.
+	// +optional
+	MapVersion int64 `json:"mapVersion,omitempty"`
+
+	// One entry a partition, by number.
+	// +optional
+	// +listType=map
+	// +listMapKey=partition
+	Partitions []PartitionStatus `json:"partitions,omitempty"`
+
+	// Ready, Progressing, Degraded, ConfigApplied.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Phase is the condition of a cluster in one word.
+//
+// +kubebuilder:validation:Enum=Forming;Running;Progressing;Degraded;Unavailable
+type Phase string
+
+// The phases.
+const (
+	// PhaseForming: not every partition has had a master yet.
+	PhaseForming Phase = "Forming"
+	// PhaseRunning: as asked for.
+	PhaseRunning Phase = "Running"
+	// PhaseProgressing: serving, on the way to what is asked for.
+	PhaseProgressing Phase = "Progressing"
+	// PhaseDegraded: serving, with fewer copies than asked for.
+	PhaseDegraded Phase = "Degraded"
+	// PhaseUnavailable: at least one partition takes no writes.
+	PhaseUnavailable Phase = "Unavailable"
+)
+
+// PartitionStatus is one partition.
+type PartitionStatus struct {
+	// Number from 0.
+	Partition int32 `json:"partition"`
+
+	// Epoch of its master; grows by one with every promotion.
+	// +optional
+	Epoch int64 `json:"epoch,omitempty"`
+
+	// host:port of its master; empty when it has none that is up.
+	// +optional
+	Master string `json:"master,omitempty"`
+
+	// host:port of its replicas that are in sync, by name.
+	// +optional
+	InSync []string `json:"inSync,omitempty"`
+
+	// host:port of its replicas that are catching up, by name.
+	// +optional
+	Preparing []string `json:"preparing,omitempty"`
+
+	// Healthy: a master and every replica in sync. Degraded: a master, fewer
+	// replicas in sync. Down: no master. Forming: no master yet.
+	// +optional
+	State PartitionState `json:"state,omitempty"`
+}
+
+// PartitionState is the condition of a partition.
+//
+// +kubebuilder:validation:Enum=Healthy;Degraded;Down;Forming
+type PartitionState string
+
+// The partition states.
+const (
+	PartitionHealthy  PartitionState = "Healthy"
+	PartitionDegraded PartitionState = "Degraded"
+	PartitionDown     PartitionState = "Down"
+	PartitionForming  PartitionState = "Forming"
+)
