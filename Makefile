@@ -1,0 +1,77 @@
+# Everything a developer does with flare. `make help` lists the targets.
+
+SHELL       := /bin/bash
+ROOT        := $(CURDIR)
+BUILD       := $(ROOT)/build
+BIN         := $(BUILD)/bin
+LAB_BIN     := $(BUILD)/lab/bin
+# Only what changes the binaries' own version; images are tagged by content.
+VERSION     ?= 2.0.0-dev
+LDFLAGS     := -X main.version=$(VERSION)
+GO          ?= go
+# -buildvcs: a source archive without .git builds the same binaries.
+export GOFLAGS := -buildvcs=false
+
+PROGRAMS    := agent/cmd/flared agent/cmd/flare-agent controller/cmd/flare-controller
+RELEASE     ?= flare
+NAMESPACE   ?= flare
+SUITE       ?= smoke
+
+.DEFAULT_GOAL := help
+
+##@ Use
+.PHONY: help up down run status
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: ## A Kubernetes on this machine (or CONTEXT=name: that one) with flare installed and Ready
+	@BUILD=$(BUILD) RELEASE=$(RELEASE) NAMESPACE=$(NAMESPACE) CONTEXT=$(CONTEXT) VALUES=$(VALUES) e2e/up.sh
+
+down: ## Remove what `make up` made: the release, its namespace, the Kubernetes of this machine
+	@BUILD=$(BUILD) RELEASE=$(RELEASE) NAMESPACE=$(NAMESPACE) CONTEXT=$(CONTEXT) e2e/down.sh
+
+run: build ## The same 2 x 2 cluster as plain processes, without Kubernetes (stops with Ctrl-C)
+	@$(GO) run ./e2e/cmd/flare-local -bin $(BIN)
+
+##@ Build
+.PHONY: deps build proto crd images clean
+deps: ## Debian packages that building and testing need (installs what is missing)
+	@e2e/deps.sh
+
+build: deps ## The three programs, into build/bin
+	@mkdir -p $(BIN)
+	@for p in $(PROGRAMS); do echo "build  $$p"; $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./$$p || exit 1; done
+
+proto: ## Generated Go from proto/flare (lints first)
+	@$(MAKE) -s tools
+	cd proto && PATH=$(BIN):$$PATH buf lint && PATH=$(BIN):$$PATH buf generate
+
+crd: ## The CustomResourceDefinition and deep copies from controller/api/v1
+	@$(MAKE) -s tools
+	$(GO) generate ./controller/api/v1
+
+images: deps ## OCI and docker-loadable image archives, into build/images
+	@BUILD=$(BUILD) VERSION=$(VERSION) images/build.sh
+
+clean: ## Remove build/ (binaries, images, caches of the local Kubernetes)
+	rm -rf $(BUILD)
+
+.PHONY: tools
+tools:
+	@mkdir -p $(BIN)
+	@cd .tools && CGO_ENABLED=0 $(GO) build -o $(BIN)/ tool
+
+##@ Check
+.PHONY: test lint e2e bench
+test: deps ## All unit and integration tests, with the race detector
+	e2e/test.sh
+
+lint: ## gofmt, go vet, staticcheck, buf lint, generated files up to date
+	@$(MAKE) -s tools
+	@BIN=$(BIN) e2e/lint.sh
+
+e2e: ## End-to-end suite on the local Kubernetes (SUITE=smoke)
+	@BUILD=$(BUILD) e2e/run.sh $(SUITE)
+
+bench: build ## Benchmarks of the packages that carry the load
+	$(GO) test -run '^$$' -bench . -benchmem ./proto/text ./agent/storage

@@ -1,0 +1,107 @@
+package procs
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Process is one program of the cluster. It can be ended and started again
+// with the same arguments.
+type Process struct {
+	Name    string
+	LogFile string
+
+	path    string
+	args    []string
+	cmd     *exec.Cmd
+	done    chan struct{}
+	err     error
+	stopped atomic.Bool
+}
+
+func (c *Cluster) process(name, program string, args ...string) (*Process, error) {
+	p := &Process{
+		Name:    name,
+		LogFile: filepath.Join(c.opts.Dir, name+".log"),
+		path:    filepath.Join(c.opts.BinDir, program),
+		args:    args,
+	}
+	return p, p.Start()
+}
+
+// Start starts the program; its output is appended to LogFile.
+func (p *Process) Start() error {
+	log, err := os.OpenFile(p.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(p.path, p.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	// A child must not outlive a test that was killed, nor take the
+	// terminal's Ctrl-C before its parent decides the order of the stop.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", p.Name, err)
+	}
+	done := make(chan struct{})
+	p.cmd, p.done, p.err = cmd, done, nil
+	p.stopped.Store(false)
+	go func() {
+		p.err = cmd.Wait()
+		close(done)
+	}()
+	return nil
+}
+
+// PID of the process started last.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Running tells whether the process has not ended.
+func (p *Process) Running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// Err is how the process ended; only valid once it has.
+func (p *Process) Err() error {
+	<-p.done
+	if p.err == nil {
+		return fmt.Errorf("exit status 0")
+	}
+	return p.err
+}
+
+// Terminate sends SIGTERM.
+func (p *Process) Terminate() {
+	p.stopped.Store(true)
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+}
+
+// Kill sends SIGKILL and waits for the end.
+func (p *Process) Kill() {
+	p.stopped.Store(true)
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// WaitOrKill waits for the end after Terminate; a process that takes longer
+// than d is killed, which is an error.
+func (p *Process) WaitOrKill(d time.Duration) error {
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(d):
+		p.Kill()
+		return fmt.Errorf("%s did not end within %s of SIGTERM and was killed (log: %s)", p.Name, d, p.LogFile)
+	}
+}
