@@ -1,0 +1,232 @@
+// Package history holds what two copies of a partition's log must agree on to
+// be one history: positions, lineage, and the way in which one copy can catch
+// up with another.
+//
+// It is pure data and pure functions, so that both the database and the
+// replication protocol can use it without knowing each other.
+package history
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// Errors of a log that is asked for batches behind a position.
+var (
+	// ErrPurged means that the batches are no longer retained.
+	ErrPurged = errors.New("log position is no longer retained")
+	// ErrDiverged means that the position lies on another history.
+	ErrDiverged = errors.New("log position is not on this history")
+	// ErrFuture means that the position lies beyond the end of the log.
+	ErrFuture = errors.New("log position is beyond the end of the log")
+	// ErrReplaced means that the log under an open tail was exchanged.
+	ErrReplaced = errors.New("database was replaced")
+	// ErrClosed means that the database was closed.
+	ErrClosed = errors.New("database is closed")
+)
+
+// NoPartition is the Partition of a Position whose data belongs to none.
+const NoPartition = -1
+
+// EpochStart tells with which batch an epoch began.
+type EpochStart struct {
+	Epoch uint64
+	Index uint64 // of the epoch's first batch
+}
+
+// Position is what a copy knows of itself.
+type Position struct {
+	LSN       topology.LSN // of the last batch; 0/0 if there is none
+	History   string       // identifies the history; "" if it has no identity yet
+	Partition int          // whose data this is, NoPartition if unknown
+	Lineage   []EpochStart // ascending; shared, never modified
+}
+
+// Empty reports whether no batch was ever written. An empty copy is the
+// beginning of every history.
+func (p Position) Empty() bool { return p.LSN.Index == 0 }
+
+// EpochAt returns the epoch in which the batch with the index was written.
+// Batches older than the first known epoch belong to epoch 0.
+func (p Position) EpochAt(index uint64) uint64 {
+	i, found := slices.BinarySearchFunc(p.Lineage, index, func(s EpochStart, index uint64) int {
+		switch {
+		case s.Index < index:
+			return -1
+		case s.Index > index:
+			return 1
+		}
+		return 0
+	})
+	if found {
+		return p.Lineage[i].Epoch
+	}
+	if i == 0 {
+		return 0
+	}
+	return p.Lineage[i-1].Epoch
+}
+
+// StartEpoch returns the lineage with one more epoch, leaving p's unchanged.
+func (p Position) StartEpoch(s EpochStart) []EpochStart {
+	return append(slices.Clip(p.Lineage), s)
+}
+
+// Relation says how a peer's position relates to one's own history.
+type Relation uint8
+
+// The relations.
+const (
+	// Same: the peer's log is a prefix of this one.
+	Same Relation = iota
+	// Diverged: the peer has a tail that this history never had.
+	Diverged
+	// Ahead: the peer has batches of our newest epoch that we do not have.
+	Ahead
+	// Newer: the peer has seen an epoch that began after our newest one.
+	Newer
+	// Foreign: the peer belongs to another history.
+	Foreign
+)
+
+func (r Relation) String() string {
+	switch r {
+	case Same:
+		return "same"
+	case Diverged:
+		return "diverged"
+	case Ahead:
+		return "ahead"
+	case Newer:
+		return "newer_epoch"
+	case Foreign:
+		return "other_history"
+	}
+	return "unknown"
+}
+
+// Relate tells how the peer's position relates to p's history.
+//
+// An epoch has one master, so an LSN names one batch; and a batch is only ever
+// appended behind the one its master had before it. So equal LSNs mean equal
+// prefixes, and it is enough to see whether p has a batch with the peer's LSN.
+// Lineage is compared as well: it is cheap, and a difference proves that one of
+// the two assumptions was broken.
+func (p Position) Relate(peer Position) Relation {
+	if peer.Empty() {
+		return Same
+	}
+	if p.History == "" || p.History != peer.History {
+		return Foreign
+	}
+	for _, s := range peer.Lineage {
+		if s.Epoch > peer.LSN.Epoch || s.Epoch > p.LSN.Epoch {
+			break
+		}
+		if !slices.Contains(p.Lineage, s) {
+			return Diverged
+		}
+	}
+	return p.Locate(peer.LSN)
+}
+
+// Locate tells how a position that is known to be of p's history relates to p.
+func (p Position) Locate(lsn topology.LSN) Relation {
+	switch {
+	case lsn.Index == 0:
+		return Same
+	case lsn.Epoch > p.LSN.Epoch:
+		return Newer
+	case lsn.Index > p.LSN.Index && lsn.Epoch == p.LSN.Epoch:
+		return Ahead
+	case lsn.Index > p.LSN.Index, p.EpochAt(lsn.Index) != lsn.Epoch:
+		return Diverged
+	}
+	return Same
+}
+
+// Tier is a way to catch up.
+type Tier uint8
+
+// The tiers, cheapest first.
+const (
+	// TierNone: refused, there is no way.
+	TierNone Tier = iota
+	// TierWAL: stream the missing batches.
+	TierWAL
+	// TierCheckpoint: copy the database files, then stream.
+	TierCheckpoint
+)
+
+func (t Tier) String() string {
+	switch t {
+	case TierWAL:
+		return "wal"
+	case TierCheckpoint:
+		return "checkpoint"
+	}
+	return "none"
+}
+
+// Choose decides how a peer catches up with p, whose log still has the batches
+// from index oldest on (oldest is LSN.Index+1 if it has none). full asks for a
+// copy whatever the positions say. The reason is machine-readable.
+func Choose(p Position, oldest uint64, peer Position, full bool) (Tier, string) {
+	if !peer.Empty() && peer.Partition != NoPartition && p.Partition != NoPartition && peer.Partition != p.Partition {
+		return TierCheckpoint, "other_partition"
+	}
+	switch r := p.Relate(peer); {
+	case r == Newer:
+		// Epochs only grow: whoever has seen a newer one has a better master
+		// than us somewhere, and must not lose its data to us.
+		return TierNone, "stale_master"
+	case r != Same:
+		return TierCheckpoint, r.String()
+	case full:
+		return TierCheckpoint, "requested"
+	case peer.LSN.Index+1 < oldest && peer.Empty():
+		return TierCheckpoint, "empty"
+	case peer.LSN.Index+1 < oldest:
+		return TierCheckpoint, "purged"
+	}
+	return TierWAL, "same_history"
+}
+
+// Batch is one committed write batch.
+type Batch struct {
+	LSN  topology.LSN
+	Data []byte // raw bytes, owned by the receiver
+}
+
+// Tail reads a log forward. It belongs to one goroutine.
+type Tail interface {
+	// Next returns the next batch and waits for it if there is none yet.
+	Next(ctx context.Context) (Batch, error)
+	// TryNext returns the next batch if there is one already.
+	TryNext() (Batch, bool, error)
+	Close()
+}
+
+// File is one file of a checkpoint.
+type File struct {
+	Name string // relative to the checkpoint's directory
+	Size int64
+}
+
+// Checkpoint is a copy of the database as of one position.
+type Checkpoint struct {
+	Dir   string
+	LSN   topology.LSN
+	Files []File
+}
+
+// Bytes returns the total size of the files.
+func (c Checkpoint) Bytes() (n int64) {
+	for _, f := range c.Files {
+		n += f.Size
+	}
+	return n
+}

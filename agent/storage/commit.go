@@ -1,0 +1,593 @@
+package storage
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/flarekv/flare/agent/replication/history"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// ChangeOp says what an update does to its key.
+type ChangeOp uint8
+
+// The operations.
+const (
+	Keep   ChangeOp = iota // change nothing
+	Put                    // store Change.Record
+	Delete                 // remove the record; leave Change.Tombstone if it has a version
+)
+
+// Change is what an update function decided.
+type Change struct {
+	Op        ChangeOp
+	Record    Record
+	Tombstone Tombstone
+}
+
+const (
+	// maxBatchChanges bounds the changes in one batch, and so the time that a
+	// replica needs for one step.
+	maxBatchChanges = 4096
+	// recoverInterval is the least time between two attempts to make a database
+	// writable again.
+	recoverInterval = time.Second
+)
+
+// request is one change on its way through the committer. It belongs to the
+// committer from its queueing to the signal.
+type request struct {
+	records []byte // encoded, without tombstones
+	count   uint32
+	key     []byte // only with a tombstone operation; owned by the request
+	tomb    Tombstone
+	tombOp  byte        // tagPut, tagDelete or tagNoop
+	stripe  *sync.Mutex // unlocked by the committer
+
+	lsn  topology.LSN
+	err  error
+	done chan struct{} // one signal per use
+}
+
+var requests = sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}
+
+// queue hands requests to the committer.
+type queue struct {
+	mu      sync.Mutex
+	filled  sync.Cond
+	pending []*request
+	spare   []*request
+	closed  bool
+}
+
+func (q *queue) init() { q.filled.L = &q.mu }
+
+func (q *queue) add(r *request) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return false
+	}
+	q.pending = append(q.pending, r)
+	if len(q.pending) == 1 {
+		q.filled.Signal()
+	}
+	return true
+}
+
+// take waits for requests and returns all of them; nil once closed. The slice
+// is valid until the next call.
+func (q *queue) take() []*request {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.pending) == 0 && !q.closed {
+		q.filled.Wait()
+	}
+	taken := q.pending
+	clear(q.spare)
+	q.pending, q.spare = q.spare[:0], taken
+	return taken
+}
+
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	q.filled.Signal()
+}
+
+// Update changes one key. fn sees what is known of the key and decides; no other
+// update of the key runs meanwhile. Update returns the position of the batch that
+// holds the change once that batch is committed on this node, or the zero LSN
+// if fn kept everything. If ctx ends earlier, the change may still be committed.
+func (db *DB) Update(ctx context.Context, key []byte, fn func(Entry) Change) (topology.LSN, error) {
+	if len(key) == 0 || len(key) > MaxKey {
+		return topology.LSN{}, fmt.Errorf("storage: update: %w: %d bytes, want 1 to %d", ErrKey, len(key), MaxKey)
+	}
+	if err := ctx.Err(); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: update: %w", err)
+	}
+	stripe := &db.stripes[maphash.Bytes(db.seed, key)%uint64(len(db.stripes))]
+	stripe.Lock()
+	r, err := db.prepare(key, fn)
+	if r == nil {
+		stripe.Unlock()
+		if err != nil {
+			err = fmt.Errorf("storage: update: %w", err)
+		}
+		return topology.LSN{}, err
+	}
+	r.stripe = stripe
+	if !db.queue.add(r) {
+		stripe.Unlock()
+		return topology.LSN{}, fmt.Errorf("storage: update: %w", ErrClosed)
+	}
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		// The committer still owns the request and the stripe.
+		return topology.LSN{}, fmt.Errorf("storage: update: %w", ctx.Err())
+	}
+	lsn, err := r.lsn, r.err
+	if cap(r.records) <= 64<<10 {
+		requests.Put(r)
+	}
+	if err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: update: %w", err)
+	}
+	return lsn, nil
+}
+
+// prepare asks fn and encodes its answer; nil if there is nothing to do. The
+// caller holds the key's stripe.
+func (db *DB) prepare(key []byte, fn func(Entry) Change) (*request, error) {
+	var e Entry
+	err := db.use(func(eng *engine) (err error) {
+		e.Found, err = eng.get(cfData, key, func(value []byte) (err error) {
+			e.Record, err = decodeRecord(value)
+			return err
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.Tombstone, e.HasTombstone = db.tombs.get(key)
+
+	c := fn(e)
+	if c.Op == Keep {
+		return nil, nil
+	}
+	r := requests.Get().(*request)
+	r.records, r.count, r.tombOp, r.lsn, r.err = r.records[:0], 1, tagNoop, topology.LSN{}, nil
+	switch c.Op {
+	case Put:
+		r.records = append(r.records, tagPut)
+		r.records = appendBytes(r.records, key)
+		r.records = binary.AppendUvarint(r.records, uint64(recordHeaderSize+len(c.Record.Value)))
+		r.records = appendRecord(r.records, &c.Record)
+		if e.HasTombstone {
+			r.tombOp = tagDelete
+		}
+	case Delete:
+		r.records = append(r.records, tagDelete)
+		r.records = appendBytes(r.records, key)
+		if r.tomb = c.Tombstone; r.tomb.Version > 0 {
+			r.tombOp = tagPut
+		} else if e.HasTombstone {
+			r.tombOp = tagDelete
+		}
+	default:
+		return nil, fmt.Errorf("unknown change operation %d", c.Op)
+	}
+	if r.tombOp != tagNoop {
+		r.key = append(r.key[:0], key...)
+	}
+	return r, nil
+}
+
+// commitLoop is the committer: whatever was queued while it wrote the former
+// batch becomes the next one.
+func (db *DB) commitLoop() {
+	for {
+		pending := db.queue.take()
+		if len(pending) == 0 {
+			return
+		}
+		for len(pending) > 0 {
+			n, size := 0, 0
+			limit := int(db.maxBatchBytes.Load())
+			for n < len(pending) && n < maxBatchChanges && (n == 0 || size+len(pending[n].records) <= limit) {
+				size += len(pending[n].records)
+				n++
+			}
+			db.commitGroup(pending[:n])
+			pending = pending[n:]
+		}
+	}
+}
+
+// commitGroup makes one batch of the requests and answers them.
+func (db *DB) commitGroup(group []*request) {
+	lsn, err := db.commitRequests(group)
+	for _, r := range group {
+		r.lsn, r.err = lsn, err
+		r.stripe.Unlock()
+		r.stripe = nil
+		r.done <- struct{}{}
+	}
+}
+
+func (db *DB) commitRequests(group []*request) (topology.LSN, error) {
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	if err := db.writable(); err != nil {
+		return topology.LSN{}, err
+	}
+	pos := db.Position()
+	pos.LSN.Index++
+	b := &db.builder
+	b.start(pos.LSN)
+	for _, r := range group {
+		b.append(r.records, r.count)
+		switch r.tombOp {
+		case tagPut:
+			db.tombs.put(b, r.key, r.tomb)
+		case tagDelete:
+			db.tombs.delete(b, r.key)
+		}
+	}
+	db.tombs.evict(b)
+	if err := db.write(b.finish(), db.syncWrites.Load()); err != nil {
+		return topology.LSN{}, err
+	}
+	db.publish(pos)
+	return pos.LSN, nil
+}
+
+// write gives a batch to RocksDB. The caller holds commitMu. After a failure
+// it is unknown whether the log has the batch, so nothing more is written until
+// the database was reopened and has told.
+func (db *DB) write(data []byte, sync bool) error {
+	var err error
+	if db.failWrite != nil {
+		err = db.failWrite()
+	}
+	if err == nil {
+		err = db.use(func(e *engine) error { return e.writeBatch(data, sync) })
+	}
+	if err == nil {
+		db.batches.Add(1)
+		if sync {
+			db.fsyncs.Add(1)
+		}
+		return nil
+	}
+	if errors.Is(err, ErrClosed) {
+		return err
+	}
+	db.writeErrors.Add(1)
+	db.failure = fmt.Errorf("%w: %w", ErrWriteFailed, err)
+	db.retryAt = db.opts.Now().Add(recoverInterval)
+	db.log.Error("database write failed, refusing writes until it works again", "dir", db.opts.Dir, "err", err)
+	return db.failure
+}
+
+// writable returns nil if the database can be written, after an attempt to
+// make it so if enough time has passed since the last. The caller holds commitMu.
+func (db *DB) writable() error {
+	if db.failure == nil {
+		return nil
+	}
+	now := db.opts.Now()
+	if now.Before(db.retryAt) {
+		return db.failure
+	}
+	db.retryAt = now.Add(recoverInterval)
+	before := db.Position().LSN
+	if err := db.reopen(); err != nil {
+		db.failure = fmt.Errorf("%w: %w", ErrWriteFailed, err)
+		return db.failure
+	}
+	if after := db.Position().LSN; after.Less(before) {
+		// What comes next would get a position that was given away already. A new
+		// epoch, which a restart leads to, tells the two apart.
+		db.failure = fmt.Errorf("%w: the log went back from %v to %v, the process must be restarted", ErrWriteFailed, before, after)
+		db.retryAt = now.Add(math.MaxInt64)
+		return db.failure
+	}
+	db.failure = nil
+	db.log.Info("database is writable again", "dir", db.opts.Dir, "lsn", db.Position().LSN)
+	return nil
+}
+
+// reopen closes and opens the engine after a failed write. RocksDB then reads
+// the log, and with it decides whether the batch that failed is part of it; a
+// second batch with the same position can so never get into the log beside it.
+// The caller holds commitMu.
+func (db *DB) reopen() error {
+	if err := db.probe(); err != nil {
+		return err
+	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed {
+		return ErrClosed
+	}
+	if db.eng != nil {
+		db.eng.close()
+		db.eng = nil
+	}
+	eng, err := openEngine(db.dbDir(), db.engineOptions())
+	if err == nil {
+		if err = db.adopt(eng); err == nil {
+			return nil
+		}
+		eng.close()
+	}
+	// Reading must go on.
+	o := db.engineOptions()
+	o.readOnly = true
+	eng, roErr := openEngine(db.dbDir(), o)
+	if roErr != nil {
+		db.log.Error("database cannot even be opened for reading", "dir", db.opts.Dir, "err", roErr)
+		return err
+	}
+	if roErr := db.adopt(eng); roErr != nil {
+		eng.close()
+		db.log.Error("database cannot even be read", "dir", db.opts.Dir, "err", roErr)
+	}
+	return err
+}
+
+// probe tells whether reopening has a chance: it needs room for what is in the log.
+func (db *DB) probe() error {
+	files, err := listWALs(db.dbDir())
+	if err != nil {
+		return err
+	}
+	need := int64(16 << 20)
+	for _, f := range files {
+		if f.live {
+			need += f.size
+		}
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(db.opts.Dir, &fs); err != nil {
+		return fmt.Errorf("free space of %s: %w", db.opts.Dir, err)
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < uint64(need) {
+		return fmt.Errorf("%d bytes free in %s, want %d to become writable again", free, db.opts.Dir, need)
+	}
+	name := filepath.Join(db.opts.Dir, "probe")
+	defer os.Remove(name)
+	return writeFileSync(name, make([]byte, 64<<10))
+}
+
+// Writable returns nil if the last write succeeded, and what is wrong otherwise.
+// Asking also makes a database that failed try again, at most once a second.
+func (db *DB) Writable() error {
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	return db.writable()
+}
+
+// FlushAll removes all records and tombstones.
+func (db *DB) FlushAll(ctx context.Context) (topology.LSN, error) {
+	if err := ctx.Err(); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: flush all: %w", err)
+	}
+	defer db.lockStripes()()
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	if err := db.writable(); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: flush all: %w", err)
+	}
+	pos := db.Position()
+	pos.LSN.Index++
+	b := &db.builder
+	b.start(pos.LSN)
+	for _, cf := range []byte{cfData, cfTombstones} {
+		b.deleteRange(cf, nil, afterAllKeys)
+	}
+	if err := db.write(b.finish(), db.syncWrites.Load()); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: flush all: %w", err)
+	}
+	db.tombs.clear()
+	db.publish(pos)
+	return pos.LSN, nil
+}
+
+// afterAllKeys is greater than every key.
+var afterAllKeys = func() []byte {
+	k := make([]byte, MaxKey+1)
+	for i := range k {
+		k[i] = 0xff
+	}
+	return k
+}()
+
+// lockStripes waits for all updates under way and keeps new ones out until the
+// returned function is called.
+func (db *DB) lockStripes() (unlock func()) {
+	for i := range db.stripes {
+		db.stripes[i].Lock()
+	}
+	return func() {
+		for i := range db.stripes {
+			db.stripes[i].Unlock()
+		}
+	}
+}
+
+// BeginEpoch makes this database the origin of a new epoch: it appends the batch
+// that says so to the log, with which the epoch becomes part of the lineage
+// here and on every replica. It belongs to a promotion, before the first write.
+// Repeating it for the epoch that this process began is harmless; any other
+// epoch must be newer than all the log has seen.
+func (db *DB) BeginEpoch(ctx context.Context, epoch uint64, partition int) (topology.LSN, error) {
+	if err := ctx.Err(); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: begin epoch: %w", err)
+	}
+	if partition < 0 || partition > math.MaxInt32 {
+		return topology.LSN{}, fmt.Errorf("storage: begin epoch: partition %d, want 0 or more", partition)
+	}
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	pos := db.Position()
+	if pos.Partition != history.NoPartition && pos.Partition != partition {
+		return topology.LSN{}, fmt.Errorf("storage: begin epoch: %w: %d, want %d", ErrOtherPartition, pos.Partition, partition)
+	}
+	if epoch == db.begun && epoch != 0 {
+		return pos.LSN, nil
+	}
+	if epoch <= pos.LSN.Epoch {
+		// An epoch is written by one process only. One that starts again may have
+		// lost the end of its log, and would give a position away a second time.
+		return topology.LSN{}, fmt.Errorf("storage: begin epoch: %w: %d, log is at %v", ErrStaleEpoch, epoch, pos.LSN)
+	}
+	if err := db.writable(); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: begin epoch: %w", err)
+	}
+	pos = db.Position() // making it writable may have moved it
+	pos.LSN = topology.LSN{Epoch: epoch, Index: pos.LSN.Index + 1}
+	pos.Lineage = pos.StartEpoch(EpochStart{Epoch: epoch, Index: pos.LSN.Index})
+	pos.Partition = partition
+	if pos.History == "" {
+		var id [16]byte
+		rand.Read(id[:])
+		pos.History = hex.EncodeToString(id[:])
+	}
+	b := &db.builder
+	b.start(pos.LSN)
+	b.put(cfMeta, lineageKey(epoch), binary.BigEndian.AppendUint64(nil, pos.LSN.Index))
+	b.put(cfMeta, metaPartition, binary.BigEndian.AppendUint32(nil, uint32(partition)))
+	b.put(cfMeta, metaHistory, []byte(pos.History))
+	if err := db.write(b.finish(), true); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: begin epoch: %w", err)
+	}
+	db.begun = epoch
+	db.publish(pos)
+	return pos.LSN, nil
+}
+
+// Apply appends batches of a master to the log, unchanged, and returns the
+// position reached. Each must continue the log where it stands. Only the last
+// one is synced, which on the way syncs the others.
+func (db *DB) Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error) {
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	for i, data := range batches {
+		err := ctx.Err()
+		if err == nil {
+			err = db.writable()
+		}
+		if err == nil {
+			err = db.apply(data, i == len(batches)-1 && db.syncWrites.Load())
+		}
+		if err != nil {
+			return db.Position().LSN, fmt.Errorf("storage: apply: %w", err)
+		}
+	}
+	return db.Position().LSN, nil
+}
+
+func (db *DB) apply(data []byte, sync bool) error {
+	pos := db.Position()
+	next, tombs, err := follow(pos, data)
+	if err != nil {
+		return err
+	}
+	if err := db.write(data, sync); err != nil {
+		return err
+	}
+	db.begun = 0
+	if err := db.tombs.follow(tombs); err != nil {
+		// The batch is in the log; whoever wrote it does not write what we read.
+		return err
+	}
+	db.publish(next)
+	return nil
+}
+
+// follow checks that a batch continues the log at pos and returns the position
+// behind it, and its changes of tombstones.
+func follow(pos Position, data []byte) (Position, []batchOp, error) {
+	lsn, ok := batchLSN(data)
+	if !ok {
+		return pos, nil, fmt.Errorf("%w: it does not begin with its position", errBadBatch)
+	}
+	if lsn.Index != pos.LSN.Index+1 {
+		return pos, nil, fmt.Errorf("%w: %v, log is at %v", ErrGap, lsn, pos.LSN)
+	}
+	if lsn.Epoch < pos.LSN.Epoch {
+		return pos, nil, fmt.Errorf("%w: batch %v, log is at %v", ErrDiverged, lsn, pos.LSN)
+	}
+	next := pos
+	next.LSN = lsn
+	var tombs []batchOp
+	var op batchOp
+	r := readBatch(data)
+	for r.next(&op) {
+		switch {
+		case op.cf == cfTombstones:
+			tombs = append(tombs, op)
+		case op.cf == cfMeta && op.tag != tagPut:
+			return pos, nil, fmt.Errorf("%w: it deletes from column family %s", errBadBatch, cfNames[cfMeta])
+		case op.cf == cfMeta:
+			if err := followMeta(&next, op); err != nil {
+				return pos, nil, err
+			}
+		}
+	}
+	if r.err != nil {
+		return pos, nil, r.err
+	}
+	if lsn.Epoch != pos.LSN.Epoch && len(next.Lineage) == len(pos.Lineage) {
+		return pos, nil, fmt.Errorf("%w: batch %v does not begin its epoch, log is at %v", ErrGap, lsn, pos.LSN)
+	}
+	if pos.History != "" && next.History != pos.History {
+		return pos, nil, fmt.Errorf("%w: batch %v begins history %s, log is of %s", ErrDiverged, lsn, next.History, pos.History)
+	}
+	return next, tombs, nil
+}
+
+func followMeta(next *Position, op batchOp) error {
+	epoch, isLineage := parseLineageKey(op.key)
+	switch {
+	case string(op.key) == metaLSN:
+		// Read by batchLSN already.
+	case string(op.key) == metaHistory:
+		next.History = string(op.value)
+	case string(op.key) == metaPartition && len(op.value) == 4:
+		next.Partition = int(int32(binary.BigEndian.Uint32(op.value)))
+	case isLineage && len(op.value) == 8 && epoch == next.LSN.Epoch && binary.BigEndian.Uint64(op.value) == next.LSN.Index:
+		next.Lineage = next.StartEpoch(EpochStart{Epoch: epoch, Index: next.LSN.Index})
+	default:
+		return fmt.Errorf("%w: unknown entry %q in column family %s", errBadBatch, op.key, cfNames[cfMeta])
+	}
+	return nil
+}
+
+// SetSyncWrites says whether batches are synced before they count as committed.
+func (db *DB) SetSyncWrites(sync bool) { db.syncWrites.Store(sync) }
+
+// SetMaxBatchBytes bounds the records grouped into one batch; a single larger
+// one is a batch of its own.
+func (db *DB) SetMaxBatchBytes(n int) {
+	if n <= 0 {
+		n = DefaultMaxBatchBytes
+	}
+	db.maxBatchBytes.Store(int64(n))
+}

@@ -1,0 +1,246 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/linxGnu/grocksdb"
+)
+
+// openEngines counts engines that are not closed; tests check that none is left.
+var openEngines atomic.Int64
+
+// engine owns one RocksDB handle and everything that has to live as long as
+// it. Debian's RocksDB is built with assertions, so wrong use ends the process:
+// nothing but this file touches grocksdb, and the owner of an engine must not
+// close it while a call is running.
+type engine struct {
+	db     *grocksdb.DB
+	cfs    []*grocksdb.ColumnFamilyHandle
+	opts   *grocksdb.Options
+	table  *grocksdb.BlockBasedTableOptions
+	cache  *grocksdb.Cache
+	read   *grocksdb.ReadOptions
+	scan   *grocksdb.ReadOptions
+	write  *grocksdb.WriteOptions
+	synced *grocksdb.WriteOptions
+	flush  *grocksdb.FlushOptions
+}
+
+type engineOptions struct {
+	writeBuffer  int64
+	blockCache   int64
+	maxOpenFiles int
+	readOnly     bool
+	mustExist    bool
+}
+
+// walForever keeps RocksDB from ever deleting an archived log: retention is
+// ours, because RocksDB's cannot be changed at run time and its purge deletes
+// fresh files when the clock steps back.
+const walForever = 1 << 62
+
+func openEngine(dir string, o engineOptions) (_ *engine, err error) {
+	// RocksDB resumes by itself after some write errors, and then archives a log
+	// whose last record never became part of the database. That would make the
+	// log lie; we reopen the database instead, see DB.reopen.
+	opts, err := grocksdb.GetOptionsFromString(nil, "max_bgerror_resume_count=0")
+	if err != nil {
+		return nil, fmt.Errorf("rocksdb options: %w", err)
+	}
+	openEngines.Add(1)
+	e := &engine{opts: opts}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+
+	opts.SetCreateIfMissing(!o.mustExist && !o.readOnly)
+	opts.SetCreateIfMissingColumnFamilies(!o.mustExist && !o.readOnly)
+	opts.SetInfoLogLevel(grocksdb.WarnInfoLogLevel)
+	opts.SetMaxLogFileSize(4 << 20)
+	opts.SetKeepLogFileNum(2)
+	opts.SetMaxOpenFiles(o.maxOpenFiles)
+	opts.SetCompression(grocksdb.LZ4Compression)
+	opts.SetMaxBackgroundJobs(2)
+
+	opts.SetWALTtlSeconds(walForever)
+	opts.SetWalSizeLimitMb(0)
+	opts.SetRecycleLogFileNum(0)
+	opts.SetWALRecoveryMode(grocksdb.PointInTimeRecovery)
+
+	// A log is archived when every column family has flushed what it holds of
+	// it, and a tail that starts in a log reads it from its beginning: so flush
+	// early enough, and the small families along with the big one.
+	opts.SetWriteBufferSize(uint64(o.writeBuffer))
+	opts.SetMaxWriteBufferNumber(3)
+	opts.SetMaxTotalWalSize(uint64(4 * o.writeBuffer))
+
+	e.cache = grocksdb.NewLRUCache(uint64(o.blockCache))
+	e.table = grocksdb.NewDefaultBlockBasedTableOptions()
+	e.table.SetBlockCache(e.cache)
+	e.table.SetFilterPolicy(grocksdb.NewBloomFilterFull(10))
+	e.table.SetCacheIndexAndFilterBlocks(false)
+	e.table.SetFormatVersion(5)
+	opts.SetBlockBasedTableFactory(e.table)
+
+	e.read = grocksdb.NewDefaultReadOptions()
+	e.scan = grocksdb.NewDefaultReadOptions()
+	e.scan.SetFillCache(false)
+	e.write = grocksdb.NewDefaultWriteOptions()
+	e.synced = grocksdb.NewDefaultWriteOptions()
+	e.synced.SetSync(true)
+	e.flush = grocksdb.NewDefaultFlushOptions()
+	e.flush.SetWait(true)
+
+	names := cfNames[:]
+	families := []*grocksdb.Options{opts, opts, opts}
+	if o.readOnly {
+		e.db, e.cfs, err = grocksdb.OpenDbForReadOnlyColumnFamilies(opts, dir, names, families, false)
+	} else {
+		e.db, e.cfs, err = grocksdb.OpenDbColumnFamilies(opts, dir, names, families)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open rocksdb in %s: %w", dir, err)
+	}
+	for i, cf := range e.cfs {
+		if cf.ID() != uint32(i) {
+			return nil, fmt.Errorf("open rocksdb in %s: column family %s has id %d, want %d: not a database of flared", dir, names[i], cf.ID(), i)
+		}
+	}
+	return e, nil
+}
+
+// close releases everything in the one order RocksDB allows.
+func (e *engine) close() {
+	for _, cf := range e.cfs {
+		cf.Destroy()
+	}
+	if e.db != nil {
+		e.db.Close()
+	}
+	if e.read != nil {
+		e.read.Destroy()
+		e.scan.Destroy()
+		e.write.Destroy()
+		e.synced.Destroy()
+		e.flush.Destroy()
+	}
+	e.opts.Destroy()
+	if e.table != nil {
+		e.table.Destroy()
+		e.cache.Destroy()
+	}
+	*e = engine{}
+	openEngines.Add(-1)
+}
+
+// get calls fn with the value, which is only valid during the call.
+func (e *engine) get(cf int, key []byte, fn func(value []byte) error) (bool, error) {
+	s, err := e.db.GetCF(e.read, e.cfs[cf], key)
+	if err != nil {
+		return false, fmt.Errorf("read: %w", err)
+	}
+	defer s.Free()
+	if !s.Exists() {
+		return false, nil
+	}
+	return true, fn(s.Data())
+}
+
+// multiGet calls fn for every key of the data family that exists.
+func (e *engine) multiGet(keys [][]byte, fn func(i int, value []byte) error) error {
+	values, err := e.db.MultiGet(e.read, keys...)
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	defer values.Destroy()
+	for i, v := range values {
+		if v.Exists() {
+			if err := fn(i, v.Data()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// each calls fn for every pair of a column family whose key begins with
+// prefix, in key order. Key and value are valid during the call.
+func (e *engine) each(cf int, prefix string, fn func(key, value []byte) error) error {
+	it := e.db.NewIteratorCF(e.scan, e.cfs[cf])
+	defer it.Close()
+	for it.Seek([]byte(prefix)); it.ValidForPrefix([]byte(prefix)); it.Next() {
+		k, v := it.Key(), it.Value()
+		err := fn(k.Data(), v.Data())
+		k.Free()
+		v.Free()
+		if err != nil {
+			return err
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("iterate: %w", err)
+	}
+	return nil
+}
+
+// writeBatch applies a batch.
+func (e *engine) writeBatch(data []byte, sync bool) error {
+	wb := grocksdb.WriteBatchFrom(data)
+	defer wb.Destroy()
+	o := e.write
+	if sync {
+		o = e.synced
+	}
+	return e.db.Write(o, wb)
+}
+
+func (e *engine) flushAll() error {
+	for _, cf := range e.cfs {
+		if err := e.db.FlushCF(cf, e.flush); err != nil {
+			return fmt.Errorf("flush: %w", err)
+		}
+	}
+	return nil
+}
+
+func (e *engine) checkpoint(dir string) error {
+	c, err := e.db.NewCheckpoint()
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	defer c.Destroy()
+	if err := c.CreateCheckpoint(dir, 0); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	return nil
+}
+
+// property returns a numeric property summed over the column families.
+func (e *engine) property(name string) (sum uint64) {
+	for _, cf := range e.cfs {
+		n, _ := e.db.GetIntPropertyCF(name, cf)
+		sum += n
+	}
+	return sum
+}
+
+// dataProperty returns a numeric property of the records.
+func (e *engine) dataProperty(name string) uint64 {
+	n, _ := e.db.GetIntPropertyCF(name, e.cfs[cfData])
+	return n
+}
+
+// exists reports whether there is a RocksDB database in dir.
+func exists(dir string) (bool, error) {
+	_, err := os.Stat(filepath.Join(dir, "CURRENT"))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
