@@ -1,0 +1,407 @@
+package core
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// The refusals of the index protocol; C++ nodes and tools know these texts.
+const (
+	failAdd      = "failed to add node"
+	failRole     = "failed to set role (and balance)"
+	failState    = "failed to set state"
+	failRemove   = "failed to remove node"
+	failShutdown = "failed to shutdown"
+)
+
+func (w *work) command(c Command) {
+	r := Reply{ID: c.ID}
+	key := nodeKey(c.Name, c.Port)
+	switch c.Verb {
+	case VerbAdd:
+		if w.add(c, key) {
+			w.commit()
+			r.Nodes = w.s.Durable.Map().Nodes
+		} else {
+			r.Err = failAdd
+		}
+	case VerbHello:
+		r.Err = w.hello(c, key)
+	case VerbRole:
+		if !w.role(c, key) {
+			r.Err = failRole
+		}
+	case VerbState:
+		if c.HasSession {
+			r.Err = w.inSync(c, key)
+		} else {
+			r.Err = w.state(c, key)
+		}
+	case VerbBehind:
+		r.Err = w.behind(c, key)
+	case VerbRemove:
+		if !w.remove(key) {
+			r.Err = failRemove
+		}
+	case VerbShutdown:
+		if !w.shutdown(key) {
+			r.Err = failShutdown
+		}
+	default:
+		r.Err = fmt.Sprintf("unknown verb %q", c.Verb)
+	}
+	w.reply(r)
+}
+
+// add registers a node. An unknown one becomes a proxy; one that is down is
+// listed as it is and comes up with the next answered ping; any other is
+// refused, and when it is a node of ours, the attempt itself is evidence that
+// the process that was registered has ended.
+func (w *work) add(c Command, key string) bool {
+	d := &w.s.Durable
+	if !w.s.Spec.Known && len(d.Partitions) == 0 {
+		return false // which hash and how many partitions is not known yet
+	}
+	n := d.node(key)
+	if n == nil {
+		w.insert(Node{Name: c.Name, Port: c.Port}, ReasonAdded)
+		return true
+	}
+	if n.up() {
+		o := w.s.see(key)
+		o.AddTries++
+		switch {
+		case n.Extended && !w.confirmed(*n):
+			w.down(key, ReasonReregistered, true)
+		case !n.Extended && n.Role == topology.Proxy && o.AddTries >= addTries:
+			w.down(key, ReasonReregistered, true)
+		}
+		return false
+	}
+	w.set(key, ReasonAdded, func(n *Node) { n.Extended, n.Gone = false, false })
+	w.dirty, w.visible = true, true
+	o := w.s.see(key)
+	o.registered(w.s.Now)
+	return true
+}
+
+// insert puts a new node into the map, as a proxy without duty.
+func (w *work) insert(n Node, reason string) {
+	d := &w.s.Durable
+	n.Role, n.State, n.Partition = topology.Proxy, topology.Active, topology.NoPartition
+	n.Home = topology.NoPartition
+	if !n.Extended {
+		n.Held = topology.NoPartition
+	}
+	n.ThreadType = d.NextThread
+	d.NextThread++
+	i, _ := d.find(n.Key())
+	d.Nodes = slices.Insert(d.Nodes, i, n)
+	w.dirty, w.visible = true, true
+	o := w.s.see(n.Key())
+	o.registered(w.s.Now)
+	w.emit(Decision{Reason: reason, Node: n.Key(), Old: "-", New: n.duty(), Version: d.Version + 1})
+}
+
+// registered forgets the pings of a node's former process.
+func (o *Seen) registered(now int64) {
+	o.PingFails, o.Refused, o.PingOK, o.AddTries, o.AddedAt = 0, 0, false, 0, now
+}
+
+// confirmed reports whether the node's agent says that the very process that is
+// registered is alive.
+func (w *work) confirmed(n Node) bool {
+	o := w.s.seen(n.Key())
+	return o != nil && o.Agent && w.s.Now-o.AgentAt <= agentSilence &&
+		o.Report.Alive && n.Instance != "" && o.Report.Instance == n.Instance
+}
+
+// hello makes a registered node an extended one, and tells what data it holds.
+func (w *work) hello(c Command, key string) string {
+	n := w.s.Durable.node(key)
+	if n == nil {
+		return RefuseNotRegistered
+	}
+	h := c.Hello
+	if h.Instance == "" || h.Partition < topology.NoPartition {
+		return RefuseBadHello
+	}
+	w.set(key, ReasonAdded, func(n *Node) {
+		if n.Instance != h.Instance {
+			n.Former = n.Instance
+		}
+		n.Extended, n.Gone = true, false
+		n.Instance, n.Held, n.HeldLSN, n.History = h.Instance, h.Partition, h.LSN, h.History
+	})
+	return ""
+}
+
+// role changes a node's role as an operator asks.
+func (w *work) role(c Command, key string) bool {
+	d := &w.s.Durable
+	n := d.node(key)
+	if n == nil || n.State == topology.Down {
+		return false
+	}
+	rebalance := func() bool {
+		if !w.balanceStays(*n, c.Balance) {
+			return false
+		}
+		w.set(key, ReasonOperator, func(n *Node) { n.Balance = c.Balance })
+		w.dirty, w.visible = true, true
+		return true
+	}
+	toProxy := func() {
+		w.set(key, ReasonOperator, clearDuty)
+		w.set(key, ReasonOperator, func(n *Node) { n.State = topology.Active })
+		w.dirty, w.visible = true, true
+	}
+	filling := n.State == topology.Prepare || n.State == topology.Ready
+	switch n.Role {
+	case topology.Master:
+		switch {
+		case c.Role == topology.Master:
+			return rebalance()
+		case c.Role == topology.Proxy && filling:
+			w.releaseSlaves(n.Partition, ReasonOperator)
+			toProxy()
+			return true
+		}
+		return false
+	case topology.Slave:
+		switch c.Role {
+		case topology.Slave:
+			if filling {
+				if m := w.master(n.Partition); m == nil || m.State == topology.Active {
+					return false
+				}
+			}
+			return rebalance()
+		case topology.Proxy:
+			if !filling && !w.balanceStays(*n, 0) {
+				return false
+			}
+			toProxy()
+			return true
+		}
+		return false
+	}
+	// A proxy.
+	switch c.Role {
+	case topology.Master:
+		return w.makeMaster(key, c.Partition, c.Balance)
+	case topology.Slave:
+		m := w.master(c.Partition)
+		if c.Partition < 0 || m == nil {
+			return false
+		}
+		balance := 0
+		if m.State != topology.Active {
+			balance = max(0, c.Balance)
+		}
+		w.set(key, ReasonOperator, func(n *Node) { becomeSlave(n, c.Partition, balance) })
+		return true
+	}
+	toProxy()
+	return true
+}
+
+// balanceStays reports whether a partition can still be read when n has that
+// balance: the sum over all its nodes must not become 0.
+func (w *work) balanceStays(n Node, balance int) bool {
+	if balance < 0 {
+		return false
+	}
+	sum := balance
+	for _, o := range w.s.Durable.Nodes {
+		if o.Partition == n.Partition && o.Key() != n.Key() {
+			sum += o.Balance
+		}
+	}
+	return sum > 0
+}
+
+// makeMaster makes a proxy the master of a partition, as an operator asks: of
+// the next one, which is then prepared (but for the first, which has no data to
+// fetch), or of one whose master is dead without a successor.
+func (w *work) makeMaster(key string, partition, balance int) bool {
+	d := &w.s.Durable
+	established := len(d.Partitions)
+	if partition < 0 || partition > established || balance <= 0 {
+		return false
+	}
+	if w.master(partition) != nil {
+		return false // one is up, or being prepared
+	}
+	if partition < established || partition == 0 {
+		w.makeActiveMaster(key, partition, balance, ReasonOperator)
+		return true
+	}
+	w.set(key, ReasonOperator, func(n *Node) {
+		n.Role, n.State, n.Partition, n.Balance, n.Home = topology.Master, topology.Prepare, partition, balance, partition
+	})
+	return true
+}
+
+// state changes a node's state as an operator or a plain node asks.
+func (w *work) state(c Command, key string) string {
+	n := w.s.Durable.node(key)
+	if n == nil {
+		return failState
+	}
+	switch c.State {
+	case topology.Ready:
+		if n.State != topology.Prepare {
+			return failState
+		}
+		w.set(key, ReasonOperator, func(n *Node) { n.State = topology.Ready })
+		return ""
+	case topology.Down:
+		if n.up() {
+			w.down(key, ReasonOperator, false)
+		}
+		return ""
+	case topology.Active:
+	default:
+		return failState
+	}
+	switch n.State {
+	case topology.Active:
+		return ""
+	case topology.Down:
+		w.up(key, ReasonOperator)
+		return ""
+	case topology.Prepare:
+		if n.Role != topology.Slave {
+			return failState
+		}
+		if m := w.master(n.Partition); n.Extended && m != nil && m.Extended {
+			// Only its master knows whether it is in sync.
+			return failState + ": " + RefuseGrantRequired
+		}
+		w.set(key, ReasonInSync, func(n *Node) { n.State, n.Held = topology.Active, n.Partition })
+		return ""
+	}
+	// Ready: a filled node takes up its duty.
+	if n.Role == topology.Master {
+		if n.Partition != len(w.s.Durable.Partitions) {
+			return failState
+		}
+		for _, o := range w.s.Durable.Nodes {
+			if o.Partition == n.Partition {
+				w.s.Prior = append(w.s.Prior, o.Key())
+			}
+		}
+		w.makeActiveMaster(key, n.Partition, n.Balance, ReasonOperator)
+		return ""
+	}
+	w.set(key, ReasonOperator, func(n *Node) { n.State = topology.Active })
+	return ""
+}
+
+// inSync makes a replica active by a grant of its master: from before the grant
+// on the master waits for it with every write.
+func (w *work) inSync(c Command, key string) string {
+	n := w.s.Durable.node(key)
+	g := Grant{Epoch: c.Epoch, Session: c.Session}
+	switch {
+	case n == nil:
+		return RefuseNotRegistered
+	case c.State != topology.Active || n.Role != topology.Slave || !n.up():
+		return RefuseNotReplica
+	case g.Epoch != w.s.Durable.epoch(n.Partition):
+		return RefuseStaleEpoch
+	case !g.After(n.Floor):
+		return RefuseStaleGrant
+	}
+	if m := w.master(n.Partition); m == nil || m.State != topology.Active {
+		return RefuseMasterDown
+	}
+	w.set(key, ReasonInSync, func(n *Node) {
+		n.State, n.Held = topology.Active, n.Partition
+		if g.After(n.Granted) {
+			n.Granted = g
+		}
+	})
+	return ""
+}
+
+// behind takes a grant back: the replica is not in sync any more, and the grants
+// up to this one do not make it so again.
+func (w *work) behind(c Command, key string) string {
+	n := w.s.Durable.node(key)
+	if n == nil {
+		return "" // not in the map, so not in sync
+	}
+	g := Grant{Epoch: c.Epoch, Session: c.Session}
+	home := n.Partition
+	if home < 0 {
+		home = n.Home
+	}
+	switch {
+	case home >= 0 && g.Epoch != w.s.Durable.epoch(home):
+		return RefuseStaleEpoch // who asks is not the master any more
+	case n.Role == topology.Master:
+		return RefuseIsMaster
+	case n.Granted.After(g):
+		return RefuseStaleGrant // an old request; a later grant is in force
+	}
+	w.set(key, ReasonBehind, func(n *Node) {
+		if g.After(n.Floor) {
+			n.Floor = g
+		}
+		if n.Role == topology.Slave && n.State == topology.Active {
+			n.State, n.Granted = topology.Prepare, Grant{}
+		}
+	})
+	return ""
+}
+
+// remove deletes a node that is down. A partition keeps the entry of its dead
+// master until another one is up: the entry is what holds its number.
+func (w *work) remove(key string) bool {
+	d := &w.s.Durable
+	i, ok := d.find(key)
+	if !ok || d.Nodes[i].up() {
+		return false
+	}
+	n := d.Nodes[i]
+	if n.Role == topology.Master {
+		if m := w.master(n.Partition); m == nil || m.State != topology.Active {
+			return false
+		}
+	}
+	w.delete(key)
+	return true
+}
+
+func (w *work) delete(key string) {
+	d := &w.s.Durable
+	i, _ := d.find(key)
+	old := d.Nodes[i]
+	d.Nodes = slices.Delete(d.Nodes, i, i+1)
+	w.dirty, w.visible = true, true
+	if o := w.s.seen(key); o != nil {
+		*o = Seen{Key: key, Agent: o.Agent, AgentAt: o.AgentAt, Report: o.Report}
+	}
+	w.emit(Decision{Reason: ReasonRemoved, Node: key, Old: old.duty(), New: "-", Version: d.Version + 1})
+}
+
+// shutdown takes a node down that says it leaves.
+func (w *work) shutdown(key string) bool {
+	n := w.s.Durable.node(key)
+	if n == nil {
+		return false
+	}
+	if !n.up() {
+		w.set(key, ReasonShutdown, func(n *Node) { n.Gone = true })
+		return true
+	}
+	if n.Role != topology.Master || n.State != topology.Active {
+		w.s.Except = append(w.s.Except, key)
+	}
+	w.down(key, ReasonShutdown, true)
+	return true
+}

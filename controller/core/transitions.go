@@ -1,0 +1,152 @@
+package core
+
+import (
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// master returns the master of a partition that is not down, nil when there is
+// none.
+func (w *work) master(partition int) *Node {
+	for i := range w.s.Durable.Nodes {
+		n := &w.s.Durable.Nodes[i]
+		if n.Role == topology.Master && n.Partition == partition && n.up() {
+			return n
+		}
+	}
+	return nil
+}
+
+// becomeSlave gives a proxy the duty of a replica, to be filled first.
+func becomeSlave(n *Node, partition, balance int) {
+	n.Role, n.State, n.Partition, n.Balance, n.Home = topology.Slave, topology.Prepare, partition, balance, partition
+	n.Granted = Grant{}
+}
+
+// makeActiveMaster makes a node the master of a partition, in a new epoch.
+func (w *work) makeActiveMaster(key string, partition, balance int, reason string) {
+	d := &w.s.Durable
+	for len(d.Partitions) <= partition {
+		d.Partitions = append(d.Partitions, Partition{})
+	}
+	d.Partitions[partition].Epoch++
+	w.dirty, w.visible = true, true
+	w.set(key, reason, func(n *Node) {
+		n.Role, n.State, n.Partition, n.Balance = topology.Master, topology.Active, partition, balance
+		n.Home, n.Held, n.Granted, n.DownReason, n.Gone = partition, partition, Grant{}, "", false
+	})
+}
+
+// releaseSlaves makes the replicas of a partition proxies.
+func (w *work) releaseSlaves(partition int, reason string) {
+	for _, o := range w.s.Durable.Nodes {
+		if o.Role == topology.Slave && o.Partition == partition {
+			w.set(o.Key(), reason, func(n *Node) { clearDuty(n); n.State = topology.Active })
+		}
+	}
+}
+
+// down takes a node down. A master's place goes to the replica that is in sync
+// and has the highest position; without one the dead master keeps its entry,
+// and with it the partition its number. gone: its process is known to have
+// ended, so that only a new registration brings it back.
+func (w *work) down(key, reason string, gone bool) {
+	n := *w.s.Durable.node(key)
+	if !n.up() {
+		return
+	}
+	dead := func(n *Node) {
+		n.State, n.DownReason, n.Gone = topology.Down, reason, gone
+		n.Granted = Grant{}
+	}
+	if o := w.s.seen(key); o != nil {
+		o.PingOK = false
+	}
+	switch {
+	case n.Role != topology.Master:
+		w.set(key, reason, func(n *Node) { clearDuty(n); dead(n) })
+		w.event(true, ReasonNodeDown, "%s is down (%s); it was %s", key, reason, n.duty())
+	case n.State != topology.Active:
+		w.releaseSlaves(n.Partition, reason)
+		w.set(key, reason, func(n *Node) { clearDuty(n); dead(n) })
+		w.event(true, ReasonNodeDown, "%s is down (%s); partition %d is not being prepared any more", key, reason, n.Partition)
+	default:
+		next := w.successor(n)
+		if next == "" {
+			w.set(key, reason, dead)
+			w.event(true, ReasonMasterDown, "%s, master of partition %d, is down (%s), and no replica is in sync: the partition takes no writes until it returns", key, n.Partition, reason)
+			return
+		}
+		balance := w.s.Durable.node(next).Balance
+		if w.slaveBalance(n.Partition) == 0 {
+			balance = 1
+		}
+		w.set(key, reason, func(n *Node) { clearDuty(n); dead(n) })
+		w.makeActiveMaster(next, n.Partition, balance, ReasonFailover)
+		w.s.Prior = append(w.s.Prior, next)
+		w.event(true, ReasonFailover, "%s, master of partition %d, is down (%s); %s took its place in epoch %d",
+			key, n.Partition, reason, next, w.s.Durable.epoch(n.Partition))
+	}
+}
+
+// slaveBalance sums the balances of a partition's replicas.
+func (w *work) slaveBalance(partition int) int {
+	sum := 0
+	for _, o := range w.s.Durable.Nodes {
+		if o.Role == topology.Slave && o.Partition == partition {
+			sum += o.Balance
+		}
+	}
+	return sum
+}
+
+// successor returns the replica that takes a dead master's place: in sync, and
+// of those the one with the highest known position, then the largest balance,
+// then the first by key. Empty when no replica is in sync.
+func (w *work) successor(master Node) string {
+	best := ""
+	var bestLSN topology.LSN
+	bestBalance := 0
+	for _, n := range w.s.Durable.Nodes {
+		if n.Role != topology.Slave || n.State != topology.Active || n.Partition != master.Partition {
+			continue
+		}
+		_, lsn := w.holds(n)
+		c := lsn.Compare(bestLSN)
+		if best == "" || c > 0 || c == 0 && n.Balance > bestBalance {
+			best, bestLSN, bestBalance = n.Key(), lsn, n.Balance
+		}
+	}
+	return best
+}
+
+// holds returns the partition whose data a node holds, and its position there,
+// as last heard from the process that is registered.
+func (w *work) holds(n Node) (partition int, lsn topology.LSN) {
+	if o := w.s.seen(n.Key()); o != nil && n.Instance != "" && o.Report.Instance == n.Instance {
+		if r := o.Report; r.Alive || !r.LSN.Less(n.HeldLSN) {
+			return r.DataPartition, r.LSN
+		}
+	}
+	return n.Held, n.HeldLSN
+}
+
+// up brings a node back that was down: a dead master that kept its entry takes
+// its partition up again, in a new epoch, unless another master has it; all
+// others come back as proxies.
+func (w *work) up(key, reason string) {
+	n := *w.s.Durable.node(key)
+	if n.up() {
+		return
+	}
+	alive := func(n *Node) { n.State, n.DownReason, n.Gone = topology.Active, "", false }
+	if n.Role == topology.Master && w.master(n.Partition) == nil {
+		w.makeActiveMaster(key, n.Partition, n.Balance, reason)
+		w.s.Prior = append(w.s.Prior, key)
+		w.event(false, ReasonUp, "%s is back as master of partition %d in epoch %d", key, n.Partition, w.s.Durable.epoch(n.Partition))
+	} else {
+		w.set(key, reason, func(n *Node) { clearDuty(n); alive(n) })
+		w.event(false, ReasonUp, "%s is back", key)
+	}
+	o := w.s.see(key)
+	o.PingFails, o.Refused, o.AddTries = 0, 0, 0
+}

@@ -1,0 +1,329 @@
+package core
+
+import "github.com/flarekv/flare/proto/topology"
+
+// Input is something that happened: one of the types below.
+type Input interface{ input() }
+
+// Tick carries the time. It comes about five times a second.
+type Tick struct {
+	Now int64 // unix milliseconds
+}
+
+// SpecChanged carries what is asked for, whenever it is read.
+type SpecChanged struct{ Spec Spec }
+
+// MembersChanged carries the list of nodes that are expected to exist.
+type MembersChanged struct{ Members Members }
+
+// AgentReport is what the agent beside a node says about it.
+type AgentReport struct {
+	Key   string // node key, host:port
+	Zone  string // empty when not known
+	Alive bool   // flared's process answers its agent
+
+	// What flared said last; may be of a former process when it is not alive.
+	Instance      string // identifier of the process, new at every start
+	Serving       bool
+	MapVersion    uint64
+	Role          topology.Role
+	State         topology.State
+	Partition     int // -1 for none
+	LSN           topology.LSN
+	DataPartition int    // whose data the local database holds, -1 for none
+	History       string // identifier of the history that data belongs to
+
+	// What became of the configuration.
+	ConfigGeneration int64
+	ConfigRejected   bool
+	ConfigPending    bool // an option waits for a restart
+	ConfigMessage    string
+}
+
+// AgentLost tells that the link of a node's agent has ended.
+type AgentLost struct{ Key string }
+
+// Pinged is the outcome of one ping of a node.
+type Pinged struct {
+	Key     string
+	Outcome PingOutcome
+}
+
+// Pushed is the outcome of sending a map to a node.
+type Pushed struct {
+	Key     string
+	Version uint64
+	Outcome PingOutcome
+	// NodeVersion is the version that the node has when it refused the map
+	// because it knows a later one; 0 otherwise.
+	NodeVersion uint64
+}
+
+// PingOutcome tells how a contact with a node ended.
+type PingOutcome string
+
+// The outcomes.
+const (
+	PingOK      PingOutcome = "ok"
+	PingRefused PingOutcome = "refused" // nobody listens, or the connection broke
+	PingTimeout PingOutcome = "timeout" // no answer in time: dead, cut off or slow
+	PingBad     PingOutcome = "bad"     // answered, but not OK
+)
+
+// Command is a request that came to the index. It gets exactly one Reply.
+type Command struct {
+	ID   uint64 // chosen by the shell; unique among commands not yet replied to
+	Verb Verb
+	Name string
+	Port int
+
+	Role      topology.Role  // role
+	Balance   int            // role; -1 when absent
+	Partition int            // role; -1 when absent
+	State     topology.State // state
+
+	// Epoch and Session of the in-sync grant that a state or behind command is
+	// about. A plain state command has HasSession false.
+	Epoch      uint64
+	Session    uint64
+	HasSession bool
+
+	Hello Hello // hello
+}
+
+// Verb names a command.
+type Verb string
+
+// The verbs.
+const (
+	VerbAdd      Verb = "add"
+	VerbHello    Verb = "hello"
+	VerbRole     Verb = "role"
+	VerbState    Verb = "state"
+	VerbBehind   Verb = "behind"
+	VerbRemove   Verb = "remove"
+	VerbShutdown Verb = "shutdown"
+)
+
+// Hello is what an extended node says about itself when it registers.
+type Hello struct {
+	Instance  string
+	Partition int // whose data it holds, -1 for none
+	LSN       topology.LSN
+	History   string
+}
+
+// Persisted is the result of a Persist effect.
+type Persisted struct {
+	Seq uint64 // Durable.Seq of the effect
+	Err string // empty when it is durable
+}
+
+// Done is the result of a WriteConfig, ScaleTo, LabelNodes or WriteStatus effect.
+type Done struct {
+	Request Request
+	Seq     uint64 // of the effect
+	Err     string // empty when it was carried out
+}
+
+// Request names an effect that is answered by a Done input.
+type Request string
+
+// The requests.
+const (
+	RequestConfig Request = "config"
+	RequestScale  Request = "scale"
+	RequestLabels Request = "labels"
+	RequestStatus Request = "status"
+)
+
+func (Tick) input()           {}
+func (SpecChanged) input()    {}
+func (MembersChanged) input() {}
+func (AgentReport) input()    {}
+func (AgentLost) input()      {}
+func (Pinged) input()         {}
+func (Pushed) input()         {}
+func (Command) input()        {}
+func (Persisted) input()      {}
+func (Done) input()           {}
+
+// Effect is something that shall happen: one of the types below.
+type Effect interface{ effect() }
+
+// Persist asks to make the durable state durable. Answered by Persisted with
+// Durable.Seq.
+type Persist struct{ Durable Durable }
+
+// Reply answers a command.
+type Reply struct {
+	ID    uint64
+	Err   string          // text after SERVER_ERROR; empty for success
+	Nodes []topology.Node // success of add: the list; nil otherwise (plain OK)
+}
+
+// Broadcast asks to send a map to every node in it. A later Broadcast replaces
+// an earlier one that has not been sent yet.
+type Broadcast struct{ Update MapUpdate }
+
+// MapUpdate is a map and how to send it.
+type MapUpdate struct {
+	Map topology.Map // Nodes carry the epoch of their partition
+	// Extended holds the keys, sorted, of nodes that understand the epoch.
+	Extended []string
+	// Prior holds the keys of nodes that must hear it before the others.
+	Prior []string
+	// Except holds the keys of nodes that are leaving and are not told.
+	Except []string
+}
+
+// WriteConfig asks to publish the options file and the generation it is of.
+type WriteConfig struct {
+	Seq        uint64
+	Generation int64
+	Text       string
+}
+
+// ScaleTo asks to have that many nodes.
+type ScaleTo struct {
+	Seq   uint64
+	Nodes int
+}
+
+// LabelNodes asks to mark the nodes with their duties, by which Services select.
+type LabelNodes struct {
+	Seq    uint64
+	Labels []NodeLabel // sorted by key, all nodes of the map
+}
+
+// NodeLabel is one node's duty.
+type NodeLabel struct {
+	Key       string
+	Role      topology.Role
+	State     topology.State
+	Partition int // -1 for none
+	Serving   bool
+}
+
+// WriteStatus asks to publish the summary.
+type WriteStatus struct {
+	Seq    uint64
+	Status Status
+}
+
+// Event tells people that something worth knowing happened.
+type Event struct {
+	Warning bool
+	Reason  string // machine-readable
+	Message string
+}
+
+// Decision is a trace of one change of one node, for the log.
+type Decision struct {
+	Reason  string
+	Node    string
+	Old     string // role/state/partition, "-" when the node was not known
+	New     string
+	Version uint64 // of the map that will show it
+}
+
+func (Persist) effect()     {}
+func (Reply) effect()       {}
+func (Broadcast) effect()   {}
+func (WriteConfig) effect() {}
+func (ScaleTo) effect()     {}
+func (LabelNodes) effect()  {}
+func (WriteStatus) effect() {}
+func (Event) effect()       {}
+func (Decision) effect()    {}
+
+// Spec is what is asked for.
+type Spec struct {
+	Known      bool // false until the first one has been read
+	Generation int64
+	Partitions int
+	Replicas   int // nodes per partition, master included
+	Meta       topology.Meta
+	Config     string // text of the options file
+}
+
+// Members are the nodes that are expected to exist.
+type Members struct {
+	Known bool // false where nobody keeps such a list
+	Count int  // number of nodes the workload is scaled to
+	List  []Member
+}
+
+// Member is one node that is expected to exist.
+type Member struct {
+	Key         string
+	Ordinal     int
+	Zone        string // empty when not known
+	Exists      bool   // the pod exists
+	Terminating bool   // the pod is being deleted
+}
+
+// Status is the summary for people. Everything in it is durable.
+type Status struct {
+	Generation   int64 // of the spec it was computed for
+	Phase        Phase
+	Reason       string // of the condition that matters most
+	Message      string
+	NodesReady   int
+	NodesWanted  int
+	MastersUp    int
+	MapVersion   uint64
+	Partitions   []PartitionStatus
+	Conditions   []Condition
+	ConfigNodes  int // nodes that have the configuration of this generation in force
+	ConfigReason string
+}
+
+// Phase is the condition of the cluster in one word.
+type Phase string
+
+// The phases.
+const (
+	PhaseForming     Phase = "Forming"
+	PhaseRunning     Phase = "Running"
+	PhaseProgressing Phase = "Progressing"
+	PhaseDegraded    Phase = "Degraded"
+	PhaseUnavailable Phase = "Unavailable"
+)
+
+// PartitionStatus is one partition.
+type PartitionStatus struct {
+	Number    int
+	Epoch     uint64
+	Master    string // empty when none is up
+	InSync    []string
+	Preparing []string
+	State     PartitionState
+}
+
+// PartitionState is the condition of a partition in one word.
+type PartitionState string
+
+// The partition states.
+const (
+	PartitionHealthy  PartitionState = "Healthy"
+	PartitionDegraded PartitionState = "Degraded"
+	PartitionDown     PartitionState = "Down"
+	PartitionForming  PartitionState = "Forming"
+)
+
+// Condition is one statement about the cluster.
+type Condition struct {
+	Type    string // ConditionReady ...
+	True    bool
+	Reason  string // machine-readable
+	Message string
+}
+
+// The condition types.
+const (
+	ConditionReady         = "Ready"
+	ConditionProgressing   = "Progressing"
+	ConditionDegraded      = "Degraded"
+	ConditionConfigApplied = "ConfigApplied"
+)

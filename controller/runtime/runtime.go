@@ -1,0 +1,324 @@
+// Package runtime runs the controller's core: one goroutine feeds it inputs, one
+// at a time, and carries its effects out through a Backend and a Broadcaster.
+//
+// It owns the core's state. Everything else holds a *Runtime and either asks
+// (Do, Topology, Watch) or tells (Observe).
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/flarekv/flare/controller/core"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// ErrStopped is returned by Do when the Runtime is not running (any more).
+var ErrStopped = errors.New("the controller is not running")
+
+// Config is what a Runtime is made of.
+type Config struct {
+	Backend     Backend
+	Broadcaster Broadcaster
+	Logger      *slog.Logger
+
+	// TickEvery is the distance of the core's ticks; 0 for 200 ms.
+	TickEvery time.Duration
+	// RequestTimeout is the deadline of one call of the Backend; 0 for 5 s.
+	RequestTimeout time.Duration
+	// Now is the clock; nil for time.Now.
+	Now func() time.Time
+	// Trace, when set, is called with every step before its effects are carried
+	// out. For tests.
+	Trace func(core.State, core.Input, []core.Effect)
+}
+
+// Runtime is a running core.
+type Runtime struct {
+	cfg    Config
+	log    *slog.Logger
+	inputs chan core.Input
+
+	stopped chan struct{} // closed when Run has ended
+
+	mu      sync.Mutex
+	nextID  uint64
+	waiting map[uint64]chan core.Reply
+	topo    Topology
+	changed chan struct{} // closed and replaced when topo changes
+
+	events chan core.Event
+	loaded chan struct{} // closed when the durable state has been loaded
+}
+
+// Topology is what the controller knows and may show: the durable map and what
+// is observed of each node. It is immutable.
+type Topology struct {
+	Map        topology.Map
+	Meta       topology.Meta
+	Spec       core.Spec
+	Partitions []core.PartitionStatus
+	Nodes      []NodeTopology // one per node of Map, same order
+	Status     core.Status    // as last written
+}
+
+// NodeTopology is what is known of one node.
+type NodeTopology struct {
+	Node           topology.Node
+	Zone           string
+	LSN            topology.LSN
+	AgentConnected bool
+	DownReason     string // empty when it is up
+}
+
+// New makes a Runtime; Run starts it.
+func New(cfg Config) *Runtime {
+	if cfg.TickEvery == 0 {
+		cfg.TickEvery = 200 * time.Millisecond
+	}
+	if cfg.RequestTimeout == 0 {
+		cfg.RequestTimeout = 5 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Runtime{
+		cfg:     cfg,
+		log:     cfg.Logger,
+		inputs:  make(chan core.Input, 1024),
+		stopped: make(chan struct{}),
+		waiting: map[uint64]chan core.Reply{},
+		changed: make(chan struct{}),
+		events:  make(chan core.Event, 256),
+		loaded:  make(chan struct{}),
+	}
+}
+
+// Run loads the durable state and works until ctx ends or the controller may not
+// go on; it returns the reason. A Runtime runs once.
+func (r *Runtime) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer r.stop()
+	defer cancel(nil)
+
+	loadCtx, loadDone := context.WithTimeout(ctx, r.cfg.RequestTimeout)
+	durable, found, err := r.cfg.Backend.Load(loadCtx)
+	loadDone()
+	if err != nil {
+		return fmt.Errorf("load the durable state: %w", err)
+	}
+	if found && durable.Format != core.FormatVersion {
+		return fmt.Errorf("the durable state has format %d; this controller reads %d", durable.Format, core.FormatVersion)
+	}
+	state := core.New(durable)
+	r.log.Info("state loaded", "found", found, "map_version", durable.Version, "nodes", len(durable.Nodes))
+	r.publish(state)
+	close(r.loaded)
+
+	wg.Go(func() {
+		if err := r.cfg.Backend.Watch(ctx, r.Observe); err != nil && ctx.Err() == nil {
+			cancel(fmt.Errorf("watch the cluster: %w", err))
+		}
+	})
+	wg.Go(func() { r.sendEvents(ctx) })
+
+	tick := time.NewTicker(r.cfg.TickEvery)
+	defer tick.Stop()
+	exec := func(effects []core.Effect) {
+		for _, e := range effects {
+			r.execute(ctx, cancel, &wg, e)
+		}
+	}
+	var in core.Input = core.Tick{Now: r.cfg.Now().UnixMilli()}
+	for {
+		before := state
+		var effects []core.Effect
+		state, effects = core.Step(before, in)
+		if r.cfg.Trace != nil {
+			r.cfg.Trace(state, in, effects)
+		}
+		r.trace(in, state, effects)
+		r.publish(state)
+		exec(effects)
+
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case in = <-r.inputs:
+		case <-tick.C:
+			in = core.Tick{Now: r.cfg.Now().UnixMilli()}
+		}
+	}
+}
+
+// execute carries one effect out; what may take time runs on its own and
+// reports its result as an input.
+func (r *Runtime) execute(ctx context.Context, fail context.CancelCauseFunc, wg *sync.WaitGroup, effect core.Effect) {
+	request := func(what string, call func(context.Context) error, result func(msg string) core.Input) {
+		wg.Go(func() {
+			callCtx, done := context.WithTimeout(ctx, r.cfg.RequestTimeout)
+			err := call(callCtx)
+			done()
+			if errors.Is(err, ErrFenced) {
+				fail(fmt.Errorf("%s: %w", what, err))
+				return
+			}
+			msg := ""
+			if err != nil {
+				if ctx.Err() != nil {
+					return
+				}
+				msg = err.Error()
+				r.log.Warn("request failed", "request", what, "error", msg)
+			}
+			r.Observe(result(msg))
+		})
+	}
+	done := func(kind core.Request, seq uint64) func(string) core.Input {
+		return func(msg string) core.Input { return core.Done{Request: kind, Seq: seq, Err: msg} }
+	}
+	b := r.cfg.Backend
+	switch e := effect.(type) {
+	case core.Persist:
+		request("persist", func(ctx context.Context) error { return b.Persist(ctx, e.Durable) },
+			func(msg string) core.Input { return core.Persisted{Seq: e.Durable.Seq, Err: msg} })
+	case core.WriteConfig:
+		request("write config", func(ctx context.Context) error { return b.WriteConfig(ctx, e) }, done(core.RequestConfig, e.Seq))
+	case core.ScaleTo:
+		request("scale", func(ctx context.Context) error { return b.ScaleTo(ctx, e.Nodes) }, done(core.RequestScale, e.Seq))
+	case core.LabelNodes:
+		request("label nodes", func(ctx context.Context) error { return b.LabelNodes(ctx, e.Labels) }, done(core.RequestLabels, e.Seq))
+	case core.WriteStatus:
+		request("write status", func(ctx context.Context) error { return b.WriteStatus(ctx, e.Status) }, done(core.RequestStatus, e.Seq))
+	case core.Broadcast:
+		r.cfg.Broadcaster.Publish(e.Update)
+	case core.Reply:
+		r.reply(e)
+	case core.Event:
+		select {
+		case r.events <- e:
+		default:
+			r.log.Warn("event dropped: too many at once", "reason", e.Reason, "message", e.Message)
+		}
+	}
+}
+
+func (r *Runtime) sendEvents(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-r.events:
+			callCtx, done := context.WithTimeout(ctx, r.cfg.RequestTimeout)
+			r.cfg.Backend.Event(callCtx, e)
+			done()
+		}
+	}
+}
+
+func (r *Runtime) trace(in core.Input, state core.State, effects []core.Effect) {
+	for _, e := range effects {
+		switch e := e.(type) {
+		case core.Decision:
+			r.log.Info("decision", "input", core.Describe(in), "reason", e.Reason, "node", e.Node,
+				"old", e.Old, "new", e.New, "map_version", e.Version)
+		case core.Event:
+			r.log.Info("event", "input", core.Describe(in), "reason", e.Reason, "message", e.Message, "map_version", state.Durable.Version)
+		}
+	}
+}
+
+// Observe hands an input to the core. It waits while the core is busy, and does
+// nothing once the Runtime has stopped.
+func (r *Runtime) Observe(in core.Input) {
+	select {
+	case r.inputs <- in:
+	case <-r.stopped:
+	}
+}
+
+// Do hands a command to the core and waits for its reply. The ID is set here.
+func (r *Runtime) Do(ctx context.Context, cmd core.Command) (core.Reply, error) {
+	ch := make(chan core.Reply, 1)
+	r.mu.Lock()
+	r.nextID++
+	cmd.ID = r.nextID
+	r.waiting[cmd.ID] = ch
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		delete(r.waiting, cmd.ID)
+		r.mu.Unlock()
+	}()
+	select {
+	case r.inputs <- cmd:
+	case <-r.stopped:
+		return core.Reply{}, ErrStopped
+	case <-ctx.Done():
+		return core.Reply{}, ctx.Err()
+	}
+	select {
+	case reply := <-ch:
+		return reply, nil
+	case <-r.stopped:
+		return core.Reply{}, ErrStopped
+	case <-ctx.Done():
+		return core.Reply{}, ctx.Err()
+	}
+}
+
+func (r *Runtime) reply(reply core.Reply) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ch := r.waiting[reply.ID]; ch != nil {
+		ch <- reply
+		delete(r.waiting, reply.ID)
+	}
+}
+
+// Loaded is closed once the durable state has been loaded: from then on Topology
+// shows it.
+func (r *Runtime) Loaded() <-chan struct{} { return r.loaded }
+
+// Stopped is closed when Run has ended.
+func (r *Runtime) Stopped() <-chan struct{} { return r.stopped }
+
+// Topology returns what the controller knows now.
+func (r *Runtime) Topology() Topology {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.topo
+}
+
+// Watch calls f with the topology at once and then after each change, skipping
+// those that came while f was busy, until ctx ends, the Runtime stops
+// (ErrStopped) or f fails.
+func (r *Runtime) Watch(ctx context.Context, f func(Topology) error) error {
+	for {
+		r.mu.Lock()
+		topo, changed := r.topo, r.changed
+		r.mu.Unlock()
+		if err := f(topo); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-r.stopped:
+			return ErrStopped
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (r *Runtime) stop() { close(r.stopped) }
