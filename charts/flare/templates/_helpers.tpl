@@ -94,6 +94,9 @@ app.kubernetes.io/name={{ include "flare.name" .root }},app.kubernetes.io/instan
 {{- if lt $to $from -}}
 {{- fail (printf "partitions_decrease_refused: partitions cannot go from %d to %d: the keys of the removed partitions would be lost. Install a second release with %d partitions, copy the data by cluster replication, then move the clients." $from $to $to) -}}
 {{- end -}}
+{{- if gt $to $from -}}
+{{- fail (printf "partitions_increase_refused: partitions cannot go from %d to %d in this version. Install a second release with %d partitions, copy the data by cluster replication, then move the clients." $from $to $to) -}}
+{{- end -}}
 {{- if ne (int (default 1024 $live.spec.partitionSize)) (int .Values.partitionSize) -}}
 {{- fail (printf "partition_size_immutable: partitionSize cannot go from %d to %d: it decides which partition a key belongs to. Install a second release with it, copy the data, then move the clients." (int (default 1024 $live.spec.partitionSize)) (int .Values.partitionSize)) -}}
 {{- end -}}
