@@ -1,0 +1,152 @@
+package admin
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/flarekv/flare/controller/core"
+	controllerv1 "github.com/flarekv/flare/proto/flare/controller/v1"
+)
+
+// links knows the one link that speaks for each node. An agent that lost its
+// connection comes back with a new link before the old one is seen to be dead:
+// the newer one counts, and the end of the older one is no news.
+type links struct {
+	mu sync.Mutex
+	by map[string]*link
+}
+
+// link is one Attach call. replaced is closed when a newer one speaks for its node.
+type link struct {
+	node     string
+	replaced chan struct{}
+}
+
+func (ls *links) attach(node string) *link {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	l := &link{node: node, replaced: make(chan struct{})}
+	if old := ls.by[node]; old != nil {
+		close(old.replaced)
+	}
+	if ls.by == nil {
+		ls.by = make(map[string]*link)
+	}
+	ls.by[node] = l
+	return l
+}
+
+// detach forgets l and calls lost if l was the link that spoke for its node.
+// The lock is held meanwhile, so that no report of a newer link overtakes it.
+func (ls *links) detach(l *link, lost func()) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if ls.by[l.node] != l {
+		return
+	}
+	delete(ls.by, l.node)
+	lost()
+}
+
+func (ls *links) count() int {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	return len(ls.by)
+}
+
+// agentLinkService takes the agents' links.
+type agentLinkService struct {
+	controllerv1.UnimplementedAgentLinkServiceServer
+	s *Server
+}
+
+// Attach hands each report to the cluster and confirms it. A link that is silent
+// for the report timeout is lost, whatever TCP says.
+func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.AttachRequest, controllerv1.AttachResponse]) error {
+	s := a.s
+	cluster, err := s.lead()
+	if err != nil {
+		return err
+	}
+	ctx := stream.Context()
+
+	// Recv cannot be interrupted but by the end of this call, so it has a goroutine
+	// of its own. It ends with the call: ctx ends then, and Recv with it.
+	type received struct {
+		req *controllerv1.AttachRequest
+		err error
+	}
+	reports := make(chan received)
+	go func() {
+		for {
+			req, err := stream.Recv()
+			select {
+			case reports <- received{req, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+
+	var self *link
+	var replaced <-chan struct{}
+	defer func() {
+		if self == nil {
+			return
+		}
+		s.links.detach(self, func() {
+			s.log.Info("agent link lost", "node", self.node)
+			cluster.Observe(core.AgentLost{Key: self.node})
+		})
+	}()
+
+	silence := time.NewTimer(s.reportTimeout)
+	defer silence.Stop()
+	for {
+		var r received
+		select {
+		case r = <-reports:
+		case <-silence.C:
+			return refusal(codes.DeadlineExceeded, ReasonReportTimeout, "no report for %v", s.reportTimeout)
+		case <-replaced:
+			return refusal(codes.Aborted, ReasonLinkReplaced, "a newer link speaks for %s", self.node)
+		case <-cluster.over.Done():
+			return s.notLeader()
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		switch {
+		case errors.Is(r.err, io.EOF):
+			return nil
+		case r.err != nil:
+			return r.err
+		}
+		report, err := reportOf(r.req.GetStatus())
+		if err != nil {
+			return refusal(codes.InvalidArgument, ReasonNodeInvalid, "%v", err)
+		}
+		node := report.Key
+		switch {
+		case self == nil:
+			self = s.links.attach(node)
+			replaced = self.replaced
+			s.log.Info("agent link up", "node", node)
+		case self.node != node:
+			return refusal(codes.InvalidArgument, ReasonNodeChanged, "this link spoke for %s and now for %s; open one link a node", self.node, node)
+		}
+		silence.Reset(s.reportTimeout)
+		cluster.Observe(report)
+		if err := stream.Send(&controllerv1.AttachResponse{MapVersion: cluster.Topology().Map.Version}); err != nil {
+			return err
+		}
+	}
+}

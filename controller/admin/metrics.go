@@ -1,0 +1,173 @@
+package admin
+
+import (
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/flarekv/flare/controller/core"
+)
+
+const namespace = "flare_controller"
+
+// Metrics counts what the controller does. Its methods may be called by any
+// goroutine.
+type Metrics struct {
+	failovers     prometheus.Counter
+	decisions     *prometheus.CounterVec
+	broadcasts    prometheus.Counter
+	persists      prometheus.Counter
+	persistErrors prometheus.Counter
+	requestErrors *prometheus.CounterVec
+	reconcile     prometheus.Histogram
+	view          *viewCollector
+
+	mu      sync.Mutex
+	decided time.Time // when the reconcile that waits for durability began to; zero for none
+}
+
+func newMetrics(s *Server) *Metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+	}
+	return &Metrics{
+		failovers: counter("failovers_total", "Promotions of a replica because the master was lost."),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Name: "decisions_total",
+			Help: "Changes of a node's duty, by reason.",
+		}, []string{"reason"}),
+		broadcasts:    counter("broadcasts_total", "Node maps handed out for sending."),
+		persists:      counter("persists_total", "Times the node map was made durable."),
+		persistErrors: counter("persist_errors_total", "Failed attempts to make the node map durable."),
+		requestErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Name: "request_errors_total",
+			Help: "Failed requests to the platform, by kind: config, scale, labels, status.",
+		}, []string{"request"}),
+		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: namespace, Name: "reconcile_duration_seconds",
+			Help:    "From a decision to the moment when it is durable and handed out.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2.5, 10),
+		}),
+		view: &viewCollector{s: s},
+	}
+}
+
+func (m *Metrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{
+		m.failovers, m.decisions, m.broadcasts, m.persists, m.persistErrors,
+		m.requestErrors, m.reconcile, m.view,
+	}
+}
+
+// viewCollector shows what is known at the moment of the scrape. A standby
+// shows only that it is one: its view would be nobody's.
+type viewCollector struct{ s *Server }
+
+var (
+	leaderDesc = prometheus.NewDesc(namespace+"_leader",
+		"1 on the controller that leads, 0 on a standby.", nil, nil)
+	mapVersionDesc = prometheus.NewDesc(namespace+"_map_version",
+		"Version of the node map.", nil, nil)
+	nodesDesc = prometheus.NewDesc(namespace+"_nodes",
+		"Nodes in the node map.", []string{"role", "state"}, nil)
+	wantedDesc = prometheus.NewDesc(namespace+"_nodes_wanted",
+		"Nodes asked for.", nil, nil)
+	mastersDesc = prometheus.NewDesc(namespace+"_partition_master_up",
+		"1 while the partition has a master that is up.", []string{"partition"}, nil)
+	inSyncDesc = prometheus.NewDesc(namespace+"_partition_in_sync_replicas",
+		"Replicas of the partition that are in sync.", []string{"partition"}, nil)
+	epochDesc = prometheus.NewDesc(namespace+"_partition_epoch",
+		"Epoch of the partition's master.", []string{"partition"}, nil)
+	agentsDesc = prometheus.NewDesc(namespace+"_agents_connected",
+		"Agents whose link is up.", nil, nil)
+	conditionDesc = prometheus.NewDesc(namespace+"_condition",
+		"1 for each condition of the cluster that is true, with its reason.", []string{"type", "reason"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *viewCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{leaderDesc, mapVersionDesc, nodesDesc, wantedDesc,
+		mastersDesc, inSyncDesc, epochDesc, agentsDesc, conditionDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *viewCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	l := c.s.cluster.Load()
+	if l == nil {
+		gauge(leaderDesc, 0)
+		return
+	}
+	gauge(leaderDesc, 1)
+	gauge(agentsDesc, float64(c.s.links.count()))
+	t := l.Topology()
+	gauge(mapVersionDesc, float64(t.Map.Version))
+	gauge(wantedDesc, float64(t.Spec.Partitions*t.Spec.Replicas))
+	type kind struct{ role, state string }
+	nodes := map[kind]int{}
+	for _, n := range t.Map.Nodes {
+		nodes[kind{n.Role.String(), n.State.String()}]++
+	}
+	for k, n := range nodes {
+		gauge(nodesDesc, float64(n), k.role, k.state)
+	}
+	for _, p := range t.Partitions {
+		label := strconv.Itoa(p.Number)
+		up := 0.0
+		if p.Master != "" {
+			up = 1
+		}
+		gauge(mastersDesc, up, label)
+		gauge(inSyncDesc, float64(len(p.InSync)), label)
+		gauge(epochDesc, float64(p.Epoch), label)
+	}
+	for _, cond := range t.Status.Conditions {
+		v := 0.0
+		if cond.True {
+			v = 1
+		}
+		gauge(conditionDesc, v, cond.Type, cond.Reason)
+	}
+}
+
+// Trace counts one step of the core; it fits runtime.Config.Trace.
+func (m *Metrics) Trace(state core.State, in core.Input, effects []core.Effect) {
+	switch in := in.(type) {
+	case core.Persisted:
+		if in.Err != "" {
+			m.persistErrors.Inc()
+		} else {
+			m.persists.Inc()
+		}
+	case core.Done:
+		if in.Err != "" {
+			m.requestErrors.WithLabelValues(string(in.Request)).Inc()
+		}
+	}
+	for _, e := range effects {
+		switch e := e.(type) {
+		case core.Broadcast:
+			m.broadcasts.Inc()
+		case core.Decision:
+			m.decisions.WithLabelValues(e.Reason).Inc()
+			if e.Reason == core.ReasonFailover {
+				m.failovers.Inc()
+			}
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch resting := state.Machine.Step != core.StepDone && state.Saving.Seq != 0; {
+	case resting && m.decided.IsZero():
+		m.decided = time.Now()
+	case !resting && !m.decided.IsZero():
+		m.reconcile.Observe(time.Since(m.decided).Seconds())
+		m.decided = time.Time{}
+	}
+}

@@ -1,0 +1,168 @@
+package kube
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	v1 "github.com/flarekv/flare/controller/api/v1"
+	"github.com/flarekv/flare/controller/core"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// specOf translates what is asked for.
+func specOf(fc *v1.FlareCluster) core.Spec {
+	s := *fc.Spec.DeepCopy()
+	s.Default()
+	m := topology.DefaultMeta()
+	m.PartitionSize = int(s.PartitionSize)
+	return core.Spec{
+		Known:      true,
+		Generation: fc.Generation,
+		Partitions: int(s.Partitions),
+		Replicas:   int(s.Replicas),
+		Meta:       m,
+		Config:     v1.RenderConfig(s),
+	}
+}
+
+// membersOf lists the nodes that the StatefulSet stands for, and those of its
+// pods that are beyond its scale but still there. Without a StatefulSet nothing
+// is known. zone returns the zone of a Kubernetes node.
+func (c *Config) membersOf(sts *appsv1.StatefulSet, pods []*corev1.Pod, zone func(node string) string) core.Members {
+	if sts == nil {
+		return core.Members{}
+	}
+	start, count := 0, 1
+	if sts.Spec.Ordinals != nil {
+		start = int(sts.Spec.Ordinals.Start)
+	}
+	if sts.Spec.Replicas != nil {
+		count = int(*sts.Spec.Replicas)
+	}
+	byOrdinal := make(map[int]core.Member, count)
+	for i := start; i < start+count; i++ {
+		byOrdinal[i] = core.Member{Key: c.nodeKey(c.podName(i)), Ordinal: i}
+	}
+	for _, p := range pods {
+		ordinal, ok := c.ordinal(p.Name)
+		if !ok || ended(p) {
+			continue
+		}
+		byOrdinal[ordinal] = core.Member{
+			Key:         c.nodeKey(p.Name),
+			Ordinal:     ordinal,
+			Zone:        zone(p.Spec.NodeName),
+			Exists:      true,
+			Terminating: p.DeletionTimestamp != nil,
+		}
+	}
+	m := core.Members{Known: true, Count: count, List: make([]core.Member, 0, len(byOrdinal))}
+	for _, member := range byOrdinal {
+		m.List = append(m.List, member)
+	}
+	slices.SortFunc(m.List, func(a, b core.Member) int { return cmp.Compare(a.Key, b.Key) })
+	return m
+}
+
+func (c *Config) podName(ordinal int) string {
+	return c.StatefulSet + "-" + strconv.Itoa(ordinal)
+}
+
+// ordinal returns the number of a pod of the StatefulSet.
+func (c *Config) ordinal(pod string) (int, bool) {
+	digits, ok := strings.CutPrefix(pod, c.StatefulSet+"-")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.Atoi(digits)
+	if err != nil || n < 0 || strconv.Itoa(n) != digits {
+		return 0, false
+	}
+	return n, true
+}
+
+// ended tells whether no container of the pod runs or will run again. The
+// StatefulSet deletes such a pod (an evicted one, say) and makes it anew.
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+}
+
+// labelsOf are the labels of a node's pod.
+func labelsOf(l core.NodeLabel) map[string]string {
+	m := map[string]string{
+		LabelRole:      l.Role.String(),
+		LabelPartition: "",
+		LabelServing:   strconv.FormatBool(l.Serving),
+	}
+	if l.Partition >= 0 {
+		m[LabelPartition] = strconv.Itoa(l.Partition)
+	}
+	return m
+}
+
+// statusOf translates the summary. Conditions that did not change their value
+// keep the time of before.
+func statusOf(s core.Status, before v1.FlareClusterStatus, now metav1.Time) v1.FlareClusterStatus {
+	out := v1.FlareClusterStatus{
+		ObservedGeneration: s.Generation,
+		Phase:              v1.Phase(s.Phase),
+		Reason:             s.Reason,
+		Message:            s.Message,
+		NodesReady:         fmt.Sprintf("%d/%d", s.NodesReady, s.NodesWanted),
+		Masters:            fmt.Sprintf("%d/%d", s.MastersUp, len(s.Partitions)),
+		Config:             configOf(s),
+		MapVersion:         int64(s.MapVersion),
+	}
+	for _, p := range s.Partitions {
+		out.Partitions = append(out.Partitions, v1.PartitionStatus{
+			Partition: int32(p.Number),
+			Epoch:     int64(p.Epoch),
+			Master:    p.Master,
+			InSync:    slices.Clone(p.InSync),
+			Preparing: slices.Clone(p.Preparing),
+			State:     v1.PartitionState(p.State),
+		})
+	}
+	out.Conditions = slices.Clone(before.Conditions)
+	for _, c := range s.Conditions {
+		value := metav1.ConditionFalse
+		if c.True {
+			value = metav1.ConditionTrue
+		}
+		meta.SetStatusCondition(&out.Conditions, metav1.Condition{
+			Type:               c.Type,
+			Status:             value,
+			ObservedGeneration: s.Generation,
+			LastTransitionTime: now,
+			Reason:             c.Reason,
+			Message:            c.Message,
+		})
+	}
+	// In the order of the core, without those it no longer knows.
+	conditions := make([]metav1.Condition, 0, len(s.Conditions))
+	for _, c := range s.Conditions {
+		conditions = append(conditions, *meta.FindStatusCondition(out.Conditions, c.Type))
+	}
+	out.Conditions = conditions
+	return out
+}
+
+// configOf says in one word, or one fraction, what became of the configuration.
+func configOf(s core.Status) string {
+	switch s.ConfigReason {
+	case "":
+		return ""
+	case v1.ReasonApplied, v1.ReasonRejected, v1.ReasonPendingRestart:
+		return s.ConfigReason
+	default:
+		return fmt.Sprintf("%d/%d", s.ConfigNodes, s.NodesWanted)
+	}
+}

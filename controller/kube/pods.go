@@ -1,0 +1,119 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// parallelPatches bounds the requests that marking pods has under way.
+const parallelPatches = 8
+
+// podMarks keeps labels on the data pods. It compares with the API server and
+// not with the informer's cache: the cache runs behind what was written here, and
+// could show a mark that is about to vanish as one that is there.
+type podMarks struct {
+	mu   sync.Mutex
+	want map[string]map[string]string // labels, by node key
+}
+
+// label replaces the wanted labels, and applies them.
+func (m *podMarks) label(ctx context.Context, b *Backend, want map[string]map[string]string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.want = want
+	return m.apply(ctx, b)
+}
+
+// repair applies the wanted labels if one of the pods as cached lacks some: a
+// pod made anew under its old name has none.
+func (m *podMarks) repair(ctx context.Context, b *Backend, cached []*corev1.Pod) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range cached {
+		if len(difference(p.Labels, m.want[b.cfg.nodeKey(p.Name)])) > 0 {
+			return m.apply(ctx, b)
+		}
+	}
+	return nil
+}
+
+func (m *podMarks) apply(ctx context.Context, b *Backend) error {
+	return b.patchPods(ctx, func(p *corev1.Pod) map[string]any {
+		if d := difference(p.Labels, m.want[b.cfg.nodeKey(p.Name)]); len(d) > 0 {
+			return map[string]any{"labels": d}
+		}
+		return nil
+	})
+}
+
+// annotatePods sets an annotation on every data pod.
+func (b *Backend) annotatePods(ctx context.Context, key, value string) error {
+	return b.patchPods(ctx, func(p *corev1.Pod) map[string]any {
+		if p.Annotations[key] == value {
+			return nil
+		}
+		return map[string]any{"annotations": map[string]string{key: value}}
+	})
+}
+
+// patchPods merges into the metadata of each data pod what change returns, if
+// anything. A pod that vanishes meanwhile is no failure.
+func (b *Backend) patchPods(ctx context.Context, change func(*corev1.Pod) map[string]any) error {
+	pods := b.cfg.Kube.CoreV1().Pods(b.cfg.Namespace)
+	var list *corev1.PodList
+	err := retry(ctx, "list pods "+b.cfg.PodSelector, func(ctx context.Context) (err error) {
+		list, err = pods.List(ctx, metav1.ListOptions{LabelSelector: b.cfg.PodSelector})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelPatches)
+	for i := range list.Items {
+		pod := &list.Items[i]
+		if _, ours := b.cfg.ordinal(pod.Name); !ours {
+			continue
+		}
+		meta := change(pod)
+		if meta == nil {
+			continue
+		}
+		// With the UID the patch fails on a pod of the same name that came after.
+		meta["uid"] = pod.UID
+		patch, err := json.Marshal(map[string]any{"metadata": meta})
+		if err != nil {
+			return fmt.Errorf("encode the patch of pod %s: %w", pod.Name, err)
+		}
+		g.Go(func() error {
+			err := retry(ctx, "patch pod "+pod.Name, func(ctx context.Context) error {
+				_, err := pods.Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+				return err
+			})
+			if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+				return nil
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// difference returns those of want that have does not hold.
+func difference(have, want map[string]string) map[string]string {
+	d := map[string]string{}
+	for k, v := range want {
+		if old, ok := have[k]; !ok || old != v {
+			d[k] = v
+		}
+	}
+	return d
+}
