@@ -1,0 +1,140 @@
+// Package options is the one place that knows which options flared has: their
+// names, units, ranges and defaults, how a configuration file and a command line
+// are read into them, and which of them can change while flared runs.
+//
+// flared uses it to start and to apply a new configuration; the agent beside it
+// uses it to say what is wrong with a file before, and even while flared is not
+// there to be asked.
+package options
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+)
+
+// ReplicationType tells when a write counts as done.
+type ReplicationType string
+
+const (
+	// Async: a write is answered when the master has committed it.
+	Async ReplicationType = "async"
+	// Sync: a write is answered when every in-sync replica has it too.
+	Sync ReplicationType = "sync"
+)
+
+// Options are flared's options. Every field is one option; table.go has its
+// name, unit and range.
+type Options struct {
+	ServerName   string // empty: the machine's host name, filled in by flared
+	ServerPort   int
+	DataDir      string
+	IndexServers []string // host:port, tried in this order
+	AgentSocket  string   // empty: no agent
+
+	LogLevel slog.Level
+
+	MaxConnection  int
+	MaxValueSize   int64 // bytes
+	NetReadTimeout time.Duration
+
+	ReplicationType       ReplicationType
+	ReplicationTimeout    time.Duration
+	ReconstructionBwlimit int   // KiB/s, 0 for no limit
+	BlockCacheSizeMB      int64 // MiB
+	RocksDB               RocksDB
+}
+
+// RocksDB are the options of the log and of how it is kept and copied.
+type RocksDB struct {
+	WALTTLSeconds          int64
+	WALSizeLimitMB         int64 // 0 for no limit
+	SyncWrites             bool
+	ResyncFailureThreshold int
+	WALMaxBatchBytes       int64
+	WALSyncBwlimit         int // KiB/s, 0: as Options.ReconstructionBwlimit
+	WALSyncInterval        time.Duration
+}
+
+// Default returns the options of a flared that was told nothing.
+func Default() Options {
+	return Options{
+		ServerPort:         12121,
+		LogLevel:           slog.LevelInfo,
+		MaxConnection:      10000,
+		MaxValueSize:       64 << 20,
+		NetReadTimeout:     600 * time.Second,
+		ReplicationType:    Async,
+		ReplicationTimeout: 2 * time.Second,
+		BlockCacheSizeMB:   64,
+		RocksDB: RocksDB{
+			WALTTLSeconds:          3 * 60 * 60,
+			ResyncFailureThreshold: 3,
+			WALMaxBatchBytes:       1 << 20,
+			WALSyncInterval:        500 * time.Millisecond,
+		},
+	}
+}
+
+// CatchUpBwlimit returns the limit in KiB/s for reading a master's log: its own
+// option, or that of reconstruction when it has none. 0 means no limit.
+func (o Options) CatchUpBwlimit() int {
+	if o.RocksDB.WALSyncBwlimit > 0 {
+		return o.RocksDB.WALSyncBwlimit
+	}
+	return o.ReconstructionBwlimit
+}
+
+// Value returns the value of an option as a file would have it, and "" for a
+// name that is no option.
+func (o Options) Value(key string) string {
+	s := lookup(key)
+	if s == nil {
+		return ""
+	}
+	return s.get(&o)
+}
+
+// Changed returns the names of the options that differ, in the order of Specs.
+func Changed(a, b Options) []string {
+	var keys []string
+	for i := range table {
+		if s := &table[i]; s.get(&a) != s.get(&b) {
+			keys = append(keys, s.Key)
+		}
+	}
+	return keys
+}
+
+// WithLive returns o with those options of wanted that can change while flared
+// runs. What a running flared has after it was told wanted.
+func (o Options) WithLive(wanted Options) Options {
+	o.IndexServers = slices.Clone(o.IndexServers)
+	for i := range table {
+		if s := &table[i]; s.Live {
+			s.copy(&o, &wanted)
+		}
+	}
+	return o
+}
+
+// Validate reports what no single option can know: that one which has no
+// default is missing. It is for the options flared is about to start with.
+func (o Options) Validate() error {
+	var problems []Problem
+	missing := func(key, example string) {
+		problems = append(problems, Problem{Key: key, Reason: ReasonMissingOption,
+			Message: fmt.Sprintf("is required; for example --%s=%s", key, example)})
+	}
+	if o.DataDir == "" {
+		missing("data-dir", "/var/lib/flare")
+	}
+	if len(o.IndexServers) == 0 {
+		missing("index-servers", "flare-controller:12120")
+	}
+	if len(problems) > 0 {
+		return &ParseError{Problems: problems}
+	}
+	return nil
+}
