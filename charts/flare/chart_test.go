@@ -29,6 +29,7 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
+	"github.com/flarekv/flare/agent/options"
 	flarev1 "github.com/flarekv/flare/controller/api/v1"
 )
 
@@ -809,6 +810,78 @@ func TestSchemaHasTheDefinitionsRanges(t *testing.T) {
 	}
 	for name, p := range crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties {
 		compare(name, p, values.Properties[name])
+	}
+}
+
+// A storage option of the chart must be one of flared's, with flared's limits and
+// default, and one that takes effect at once: that is what the chart promises.
+func TestStorageOptionsAreFlareds(t *testing.T) {
+	var values struct {
+		RocksDB map[string]any `json:"rocksdb"`
+	}
+	b, err := os.ReadFile("values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(b, &values); err != nil {
+		t.Fatal(err)
+	}
+	type limits struct{ Minimum, Maximum *int64 }
+	var schema struct {
+		Properties struct {
+			RocksDB struct{ Properties map[string]limits }
+		}
+	}
+	if b, err = os.ReadFile("values.schema.json"); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &schema); err != nil {
+		t.Fatal(err)
+	}
+	specs := map[string]options.Spec{}
+	for _, s := range options.Specs() {
+		specs[s.Key] = s
+	}
+	for key, def := range values.RocksDB {
+		name := "rocksdb-" + regexp.MustCompile("[A-Z]").ReplaceAllStringFunc(key, func(c string) string { return "-" + strings.ToLower(c) })
+		s, ok := specs[name]
+		if !ok {
+			t.Errorf("rocksdb.%s: flared has no option %s", key, name)
+			continue
+		}
+		if !s.Live {
+			t.Errorf("rocksdb.%s: %s takes effect only after a restart", key, name)
+		}
+		if f, ok := def.(float64); ok {
+			def = int64(f)
+		}
+		if got := fmt.Sprint(def); got != s.Default {
+			t.Errorf("rocksdb.%s: default %s, flared's is %s", key, got, s.Default)
+		}
+		if l := schema.Properties.RocksDB.Properties[key]; s.Type == "integer" && (*l.Minimum != s.Min || *l.Maximum != s.Max) {
+			t.Errorf("rocksdb.%s: from %d to %d, flared's is from %d to %d", key, *l.Minimum, *l.Maximum, s.Min, s.Max)
+		}
+	}
+}
+
+// flared must take the arguments that the chart gives it.
+func TestFlaredsArguments(t *testing.T) {
+	args := container(t, objects(t, template(t, "--set", "node.extraArgs={--max-connection=5000}")), "StatefulSet flare", "flared").Args
+	for i := range args {
+		args[i] = strings.ReplaceAll(args[i], "$(POD_NAME)", "flare-0")
+	}
+	fs := flag.NewFlagSet("flared", flag.ContinueOnError)
+	line := options.Flags(fs)
+	if err := fs.Parse(args); err != nil || fs.NArg() > 0 {
+		t.Fatalf("%q: %v, left over %q", args, err, fs.Args())
+	}
+	got := line.Over(options.Default())
+	if err := got.Validate(); err != nil {
+		t.Error(err)
+	}
+	if got.ServerName != "flare-0.flare-nodes.ns.svc" || got.ReplicationType != options.Sync || got.MaxConnection != 5000 ||
+		!slices.Equal(got.IndexServers, []string{"flare-controller.ns.svc:12120"}) {
+		t.Errorf("%q gave %+v", args, got)
 	}
 }
 
