@@ -158,8 +158,8 @@ func (l *Lab) installPackages(ctx context.Context, say *progress) error {
 
 func (l *Lab) buildPrograms(ctx context.Context, say *progress, module string) error {
 	env := []string{"CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly -buildvcs=false"}
-	version := func(module_ string) (string, error) {
-		cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", module_)
+	version := func(path string) (string, error) {
+		cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", path)
 		cmd.Dir, cmd.Env = module, append(os.Environ(), env...)
 		out, err := cmd.Output()
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
@@ -204,7 +204,7 @@ func linkFlags(kube, helm string) string {
 	set("k8s.io/component-base/version", "gitVersion="+kube, "gitMajor=1", "gitMinor="+minor,
 		"gitTreeState=clean", "gitCommit=none", "buildDate=1970-01-01T00:00:00Z")
 	set("helm.sh/helm/v4/pkg/chart/common", "k8sVersionMajor=1", "k8sVersionMinor="+minor)
-	set("helm.sh/helm/v4/internal/version", "version="+helm)
+	set("helm.sh/helm/v4/internal/version", "version="+helm, "kubeClientVersionMajor=1", "kubeClientVersionMinor="+minor)
 	return strings.Join(flags, " ")
 }
 

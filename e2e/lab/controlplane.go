@@ -45,7 +45,7 @@ func (s *session) startAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return waitFor(ctx, "the API server", 90*time.Second, 200*time.Millisecond, func() error {
+	return waitFor(ctx, "the API server", 90*time.Second, 200*time.Millisecond, func(ctx context.Context) error {
 		for name, p := range map[string]process{"etcd": etcd, "kube-apiserver": api} {
 			if !p.alive() {
 				return giveUp(s.endedError(name))
@@ -87,7 +87,7 @@ func (s *session) applyManifests(ctx context.Context) error {
 // API server shows a dead node's last report for a while.
 func (l *Lab) waitNodes(ctx context.Context, since time.Time, nodes ...Node) error {
 	for _, n := range nodes {
-		err := waitFor(ctx, "node "+n.Name+" to be Ready", 90*time.Second, 250*time.Millisecond, func() error {
+		err := waitFor(ctx, "node "+n.Name+" to be Ready", 90*time.Second, 250*time.Millisecond, func(ctx context.Context) error {
 			lease, err := l.Kubectl(ctx, "-n", "kube-node-lease", "get", "lease", n.Name, "-o", "jsonpath={.spec.renewTime}")
 			if err != nil {
 				return err

@@ -165,6 +165,30 @@ func imageIdentity(archive io.Reader) (names []string, digest string, err error)
 	return slices.Compact(names), hex.EncodeToString(sum.Sum(nil)), nil
 }
 
+func archiveIdentity(archive string) (names []string, digest string, err error) {
+	f, err := os.Open(archive)
+	if err != nil {
+		return nil, "", err
+	}
+	defer f.Close()
+	if names, digest, err = imageIdentity(f); err != nil {
+		return nil, "", fmt.Errorf("%s: %w", archive, err)
+	}
+	return names, digest, nil
+}
+
+// imagesToLoad is what a node that comes on should have, as far as the
+// archives have not been cleaned away.
+func (s *session) imagesToLoad() []string {
+	archives := s.ownImages()
+	for _, archive := range s.st.Images {
+		if _, err := os.Stat(archive); err == nil {
+			archives = append(archives, archive)
+		}
+	}
+	return archives
+}
+
 func indexNames(data []byte) (names []string, err error) {
 	var index struct {
 		Manifests []struct{ Annotations map[string]string }
@@ -193,14 +217,33 @@ func manifestNames(data []byte) (names []string, err error) {
 	return names, nil
 }
 
-// LoadImages imports image archives into every node that is on. Pods name the
-// image as the archive does, with imagePullPolicy IfNotPresent or Never.
+// LoadImages imports image archives into every node; one that is off gets them
+// when it comes on, if they still exist then. Pods name the image as the
+// archive does, with imagePullPolicy IfNotPresent or Never.
 func (l *Lab) LoadImages(ctx context.Context, archives ...string) error {
+	archives = slices.Clone(archives)
 	s, err := l.beginUp(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.end()
+	for i, archive := range archives {
+		if archives[i], err = filepath.Abs(archive); err != nil {
+			return err
+		}
+		if _, _, err := archiveIdentity(archive); err != nil {
+			return err
+		}
+	}
+	// Nodes that are off now get them when they come on.
+	err = s.change(func(st *state) {
+		st.Images = append(st.Images, archives...)
+		slices.Sort(st.Images)
+		st.Images = slices.Compact(st.Images)
+	})
+	if err != nil {
+		return err
+	}
 	var nodes []Node
 	for _, ns := range s.st.Nodes {
 		if n, err := planNode(ns.Number); err == nil && ns.on() {
@@ -220,23 +263,14 @@ func (s *session) loadInto(ctx context.Context, n Node, archives ...string) erro
 		}
 	}
 	for _, archive := range archives {
-		f, err := os.Open(archive)
+		names, digest, err := archiveIdentity(archive)
 		if err != nil {
 			return err
-		}
-		names, digest, err := imageIdentity(f)
-		f.Close()
-		if err != nil {
-			return fmt.Errorf("%s: %w", archive, err)
 		}
 		if !slices.ContainsFunc(names, func(name string) bool { return loaded[name] != digest }) {
 			continue
 		}
-		absolute, err := filepath.Abs(archive)
-		if err != nil {
-			return err
-		}
-		if _, err := run(ctx, s.ctrArgs(n, "-n", "k8s.io", "images", "import", absolute)...); err != nil {
+		if _, err := run(ctx, s.ctrArgs(n, "-n", "k8s.io", "images", "import", archive)...); err != nil {
 			return fmt.Errorf("load %s into %s: %w", archive, n.Name, err)
 		}
 		for _, name := range names {

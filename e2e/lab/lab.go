@@ -122,15 +122,11 @@ func (l *Lab) Env() map[string]string {
 }
 
 func (l *Lab) kubectlArgs(args ...string) []string {
-	return append([]string{l.bin("kubectl"), "--kubeconfig=" + l.Kubeconfig(), "--request-timeout=20s"}, args...)
+	return append([]string{l.bin("kubectl"), "--kubeconfig=" + l.Kubeconfig()}, args...)
 }
 
 // Kubectl runs kubectl as the administrator and returns what it printed.
 func (l *Lab) Kubectl(ctx context.Context, args ...string) ([]byte, error) {
-	// A rollout is watched for longer than one request may take.
-	if strings.Contains(strings.Join(args, " "), "--timeout=") {
-		return run(ctx, append([]string{l.bin("kubectl"), "--kubeconfig=" + l.Kubeconfig()}, args...)...)
-	}
 	return run(ctx, l.kubectlArgs(args...)...)
 }
 
@@ -164,7 +160,7 @@ func (l *Lab) Up(ctx context.Context, w io.Writer, nodes int) error {
 	}
 	defer s.end()
 	if s.st != nil {
-		why := s.problem(ctx, plan)
+		why := l.problem(ctx, s.st, plan)
 		if why == nil {
 			say.step("a healthy lab of %d nodes is up already", nodes)
 			say.line("kubeconfig: %s", l.Kubeconfig())
@@ -278,26 +274,28 @@ func (s *session) prepare(ctx context.Context, plan []Node) error {
 }
 
 // problem tells what keeps the lab from being a healthy one of these nodes.
-func (s *session) problem(ctx context.Context, plan []Node) error {
-	if !s.st.Ready {
+func (l *Lab) problem(ctx context.Context, st *state, plan []Node) error {
+	if !st.Ready {
 		return errors.New("its start was not finished")
 	}
-	if len(s.st.Nodes) != len(plan) {
-		return fmt.Errorf("it has %d nodes, not %d", len(s.st.Nodes), len(plan))
+	if len(st.Nodes) != len(plan) {
+		return fmt.Errorf("it has %d nodes, not %d", len(st.Nodes), len(plan))
 	}
-	if dead := s.st.dead(); len(dead) > 0 {
+	if dead := st.dead(); len(dead) > 0 {
 		return fmt.Errorf("not running: %s", strings.Join(dead, ", "))
 	}
-	for _, n := range s.st.Nodes {
+	for _, n := range st.Nodes {
 		if n.Cut || len(n.CutOff) > 0 {
 			return fmt.Errorf("n%d is cut off", n.Number)
 		}
 	}
-	if _, err := s.Kubectl(ctx, "get", "--raw", "/readyz"); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if _, err := l.Kubectl(ctx, "get", "--raw", "/readyz"); err != nil {
 		return err
 	}
 	// A node that just came back may not have reported yet.
-	_, err := s.Kubectl(ctx, "wait", "--for=condition=Ready", "nodes", "--all", "--timeout=15s")
+	_, err := l.Kubectl(ctx, "wait", "--for=condition=Ready", "nodes", "--all", "--timeout=15s")
 	return err
 }
 
@@ -344,7 +342,7 @@ func (s *session) tearDown(ctx context.Context) error {
 	}
 	errs = append(errs, unmountAll(s.dir), removeCgroups(ctx, ""), networkDown(ctx), writeSysctls(s.st.Sysctls))
 	// A loop device lets go a moment after its filesystem's last mount.
-	errs = append(errs, waitFor(ctx, "loop devices to be free", 10*time.Second, 50*time.Millisecond, func() error {
+	errs = append(errs, waitFor(ctx, "loop devices to be free", 10*time.Second, 50*time.Millisecond, func(context.Context) error {
 		return loopsFree(s.volumesDir())
 	}), removeLoops(s.st.Loops))
 	for i := range s.st.Made {

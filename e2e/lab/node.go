@@ -58,7 +58,7 @@ func (s *session) powerOn(ctx context.Context, n Node) error {
 	if err := s.change(func(*state) { ns.Init = init; ns.Parts = map[string]process{}; ns.Cut = false; ns.CutOff = nil }); err != nil {
 		return err
 	}
-	err = waitFor(ctx, "the namespaces of "+n.Name, 10*time.Second, 10*time.Millisecond, func() error {
+	err = waitFor(ctx, "the namespaces of "+n.Name, 10*time.Second, 10*time.Millisecond, func(context.Context) error {
 		if !init.alive() {
 			return giveUp(s.endedError(n.Name + "-init"))
 		}
@@ -79,7 +79,7 @@ func (s *session) powerOn(ctx context.Context, n Node) error {
 		filepath.Join(deb, "usr/bin/containerd"), "--config", filepath.Join(s.nodeDir(n), "containerd.toml")); err != nil {
 		return err
 	}
-	err = waitFor(ctx, "containerd of "+n.Name, 30*time.Second, 50*time.Millisecond, func() error {
+	err = waitFor(ctx, "containerd of "+n.Name, 30*time.Second, 50*time.Millisecond, func(ctx context.Context) error {
 		if !ns.Parts["containerd"].alive() {
 			return giveUp(s.endedError(n.Name + "-containerd"))
 		}
@@ -89,7 +89,7 @@ func (s *session) powerOn(ctx context.Context, n Node) error {
 	if err != nil {
 		return err
 	}
-	return s.loadInto(ctx, n, s.ownImages()...)
+	return s.loadInto(ctx, n, s.imagesToLoad()...)
 }
 
 // joinCluster starts what makes a node of a machine with containerd.
@@ -220,7 +220,9 @@ func cniConfig(n Node, dir string) object {
 				// Pods keep their addresses everywhere, the machine included.
 				"ipMasq": false,
 				"ipam": object{
-					"type": "host-local", "dataDir": "/run/ipam",
+					// Kept over a power cut, so that an address is not given out
+					// again while somebody still remembers its last owner.
+					"type": "host-local", "dataDir": dir + "/ipam",
 					"ranges": [][]object{{{"subnet": n.Pods.String()}}},
 					"routes": []object{{"dst": "0.0.0.0/0"}},
 				},
@@ -340,7 +342,7 @@ func removeCgroups(ctx context.Context, name string) error {
 	}
 	for _, point := range points {
 		top := filepath.Join(point, cgroup, name)
-		err := waitFor(ctx, "cgroups "+top+" to be empty", 10*time.Second, 50*time.Millisecond, func() error {
+		err := waitFor(ctx, "cgroups "+top+" to be empty", 10*time.Second, 50*time.Millisecond, func(context.Context) error {
 			var groups []string
 			err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 				if errors.Is(err, fs.ErrNotExist) {

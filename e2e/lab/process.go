@@ -71,7 +71,7 @@ func (p process) kill(ctx context.Context) error {
 	if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("kill %d: %w", p.PID, err)
 	}
-	return waitFor(ctx, fmt.Sprintf("end of process %d", p.PID), 20*time.Second, 10*time.Millisecond, func() error {
+	return waitFor(ctx, fmt.Sprintf("end of process %d", p.PID), 20*time.Second, 10*time.Millisecond, func(context.Context) error {
 		if p.alive() {
 			return errors.New("still there")
 		}
@@ -82,7 +82,7 @@ func (p process) kill(ctx context.Context) error {
 // onlyChild is the one child of a process that has (or will soon have) one.
 func onlyChild(ctx context.Context, pid int) (process, error) {
 	var child process
-	err := waitFor(ctx, fmt.Sprintf("child of process %d", pid), 10*time.Second, 5*time.Millisecond, func() error {
+	err := waitFor(ctx, fmt.Sprintf("child of process %d", pid), 10*time.Second, 5*time.Millisecond, func(context.Context) error {
 		list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 		if err != nil {
 			return giveUp(fmt.Errorf("it ended: %w", err))
@@ -159,14 +159,15 @@ type givenUp struct{ error }
 // giveUp marks an error for which waiting longer is no use.
 func giveUp(err error) error { return givenUp{err} }
 
-// waitFor asks until the answer is nil. The error is the last answer.
-func waitFor(ctx context.Context, what string, limit, every time.Duration, ask func() error) error {
+// waitFor asks until the answer is nil. The error is the last answer. The
+// context it asks with ends with the wait.
+func waitFor(ctx context.Context, what string, limit, every time.Duration, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		err := ask()
+		err := ask(ctx)
 		if err == nil {
 			return nil
 		}

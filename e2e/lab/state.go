@@ -28,6 +28,7 @@ type state struct {
 	Control map[string]process `json:"control"` // control plane and provisioner, by name
 	Sysctls map[string]string  `json:"sysctls"` // values from before
 	Made    []string           `json:"made"`    // directories outside the lab's own, in order
+	Images  []string           `json:"images"`  // archives loaded so far
 	Loops   []string           `json:"loops"`   // loop devices from before
 }
 
@@ -66,7 +67,7 @@ func (l *Lab) begin(ctx context.Context) (*session, error) {
 	}
 	parent := filepath.Dir(l.dir)
 	var lock *os.File
-	err := waitFor(ctx, "the lab to be free", 10*time.Minute, 50*time.Millisecond, func() error {
+	err := waitFor(ctx, "the lab to be free", 10*time.Minute, 50*time.Millisecond, func(context.Context) error {
 		if err := os.MkdirAll(parent, 0o755); err != nil {
 			return giveUp(err)
 		}

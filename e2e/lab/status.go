@@ -31,23 +31,22 @@ type NodeStatus struct {
 
 // Status looks at the lab without changing it.
 func (l *Lab) Status(ctx context.Context) (Status, error) {
-	s, err := l.begin(ctx)
+	st, err := l.load()
 	if err != nil {
 		return Status{}, err
 	}
-	defer s.end()
-	if s.st == nil {
+	if st == nil {
 		return Status{Problem: "there is no lab"}, nil
 	}
-	out := Status{Up: true, Since: s.st.Started, Gateway: s.st.Gateway, Control: map[string]bool{}}
-	for name, p := range s.st.Control {
+	out := Status{Up: true, Since: st.Started, Gateway: st.Gateway, Control: map[string]bool{}}
+	for name, p := range st.Control {
 		out.Control[name] = p.alive()
 	}
-	plan, err := planNodes(len(s.st.Nodes))
+	plan, err := planNodes(len(st.Nodes))
 	if err != nil {
 		return Status{}, err
 	}
-	for i, ns := range s.st.Nodes {
+	for i, ns := range st.Nodes {
 		node := NodeStatus{Node: plan[i], On: ns.on(), Cut: ns.Cut, CutFrom: ns.CutOff}
 		if node.On {
 			for _, part := range nodeParts {
@@ -58,7 +57,7 @@ func (l *Lab) Status(ctx context.Context) (Status, error) {
 		}
 		out.Nodes = append(out.Nodes, node)
 	}
-	if err := s.problem(ctx, plan); err != nil {
+	if err := l.problem(ctx, st, plan); err != nil {
 		out.Problem = err.Error()
 	} else {
 		out.Healthy = true
