@@ -4,7 +4,6 @@ SHELL       := /bin/bash
 ROOT        := $(CURDIR)
 BUILD       := $(ROOT)/build
 BIN         := $(BUILD)/bin
-LAB_BIN     := $(BUILD)/lab/bin
 # Only what changes the binaries' own version; images are tagged by content.
 VERSION     ?= 2.0.0-dev
 LDFLAGS     := -X main.version=$(VERSION)
@@ -12,7 +11,6 @@ GO          ?= go
 # -buildvcs: a source archive without .git builds the same binaries.
 export GOFLAGS := -buildvcs=false
 
-PROGRAMS    := agent/cmd/flared agent/cmd/flare-agent controller/cmd/flare-controller
 RELEASE     ?= flare
 NAMESPACE   ?= flare
 SUITE       ?= smoke
@@ -40,7 +38,9 @@ deps: ## Debian packages that building and testing need (installs what is missin
 
 build: deps ## The three programs, into build/bin
 	@mkdir -p $(BIN)
-	@for p in $(PROGRAMS); do echo "build  $$p"; $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./$$p || exit 1; done
+	@echo "build  flared"; $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./agent/cmd/flared
+	@for p in agent/cmd/flare-agent controller/cmd/flare-controller; do \
+	  echo "build  $$(basename $$p)"; CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./$$p || exit 1; done
 
 proto: ## Generated Go from proto/flare (lints first)
 	@$(MAKE) -s tools
@@ -51,7 +51,7 @@ crd: ## The CustomResourceDefinition and deep copies from controller/api/v1
 	$(GO) generate ./controller/api/v1
 
 images: deps ## OCI and docker-loadable image archives, into build/images
-	@BUILD=$(BUILD) VERSION=$(VERSION) images/build.sh
+	@$(GO) run ./images/build -out $(BUILD)/images -version $(VERSION)
 
 clean: ## Remove build/ (binaries, images, caches of the local Kubernetes)
 	rm -rf $(BUILD)
