@@ -142,7 +142,7 @@ type RocksDBSpec struct {
 	// +optional
 	WALMaxBatchBytes *int64 `json:"walMaxBatchBytes,omitempty"`
 
-	// KiB per second at which a replica that catches up reads its master's log. 0: no limit.
+	// KiB per second at which a replica that catches up reads its master's log. 0: no limit of its own.
 	// +kubebuilder:default=0
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=16777216
