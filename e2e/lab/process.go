@@ -162,7 +162,8 @@ func giveUp(err error) error { return givenUp{err} }
 // waitFor asks until the answer is nil. The error is the last answer. The
 // context it asks with ends with the wait.
 func waitFor(ctx context.Context, what string, limit, every time.Duration, ask func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	caller := ctx
+	ctx, cancel := context.WithTimeout(caller, limit)
 	defer cancel()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -177,6 +178,9 @@ func waitFor(ctx context.Context, what string, limit, every time.Duration, ask f
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			if caller.Err() != nil {
+				return fmt.Errorf("stopped waiting for %s: %w", what, context.Cause(caller))
+			}
 			return fmt.Errorf("waited %v for %s: %w (%w)", limit, what, err, ctx.Err())
 		}
 	}

@@ -101,6 +101,14 @@ func TestWaitFor(t *testing.T) {
 	if !errors.Is(err, hopeless) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("after the limit: %v", err)
 	}
+
+	stopped, stop := context.WithCancelCause(t.Context())
+	reason := errors.New("enough")
+	stop(reason)
+	err = waitFor(stopped, "nothing", time.Minute, time.Minute, func(context.Context) error { return hopeless })
+	if !errors.Is(err, reason) || errors.Is(err, hopeless) {
+		t.Errorf("after being stopped: %v", err)
+	}
 }
 
 func TestRunKeepsWhatWasSaid(t *testing.T) {
