@@ -9,7 +9,11 @@ import (
 	"github.com/flarekv/flare/proto/topology"
 )
 
-// Times, in milliseconds.
+// PingThreshold is how many pings of a node must fail in a row before that counts
+// as its death.
+const PingThreshold = 3
+
+// Times, in milliseconds, and numbers of contacts.
 const (
 	retryAfter      = 1_000  // between attempts of a request that failed
 	persistRetry    = 300    // the same for Persist, which everything waits for
@@ -19,10 +23,10 @@ const (
 	zoneWait        = 2_000  // for the zones of all nodes to be known
 	helloWait       = 5_000  // for a node that was an extended one to say hello again
 	agentSilence    = 3_000  // an agent that reports every second is silent after this
-	failsDead       = 3      // pings that fail in a row
-	failsDeadSilent = 2      // the same when the agent is silent too
-	failsDeadSlow   = 30     // time-outs in a row of a node that is being filled
-	addTries        = 3      // registrations of a duty-less plain node that are refused
+	failsDead       = PingThreshold
+	failsDeadSilent = 2  // the same when the agent is silent too
+	failsDeadSlow   = 30 // time-outs in a row of a node that is being filled
+	addTries        = 3  // registrations of a duty-less plain node that are refused
 )
 
 // Step takes one input and returns the next state and what shall be done. It

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flarekv/flare/controller/core"
+	"github.com/flarekv/flare/controller/index"
+	"github.com/flarekv/flare/controller/runtime"
+)
+
+// lead is one reign: from the loading of the durable state to the end of ctx, of
+// the right to write, or of the index server.
+func (p *program) lead(ctx context.Context, backend runtime.Backend) error {
+	ln, err := net.Listen("tcp", p.options.index)
+	if err != nil {
+		return fmt.Errorf("--index: %w", err)
+	}
+	defer ln.Close()
+
+	var rt *runtime.Runtime
+	nodes := index.NewBroadcaster(index.BroadcasterConfig{Observe: func(in core.Input) { rt.Observe(in) }, Logger: p.log})
+	defer nodes.Close()
+	rt = runtime.New(runtime.Config{Backend: backend, Broadcaster: nodes, Logger: p.log, Trace: p.admin.Metrics().Trace})
+	server := index.NewServer(index.ServerConfig{Cluster: rt, Version: version, Logger: p.log})
+
+	g, reign := errgroup.WithContext(ctx)
+	reign, end := context.WithCancel(reign)
+	defer end()
+	g.Go(func() error {
+		defer end()
+		return rt.Run(reign)
+	})
+	g.Go(func() error {
+		select {
+		case <-rt.Loaded():
+		case <-reign.Done():
+			return nil
+		}
+		health := p.admin.Health()
+		release := p.admin.Lead(rt)
+		defer release()
+		health.SetIndexListening(true)
+		defer health.SetIndexListening(false)
+		health.SetLeader(true)
+		defer health.SetLeader(false)
+		p.log.Info("leading", "index", ln.Addr().String())
+		return server.Serve(reign, ln)
+	})
+	return g.Wait()
+}

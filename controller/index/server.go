@@ -1,0 +1,391 @@
+// Package index is what nodes and operators see of a controller: a TCP server
+// that speaks the index protocol of flarei, and the broadcaster that sends maps
+// to nodes and pings them. It decides nothing; commands go to the core, and what
+// it shows is durable.
+package index
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/flarekv/flare/controller/core"
+	"github.com/flarekv/flare/controller/runtime"
+	"github.com/flarekv/flare/proto/text"
+)
+
+// Cluster is what the server asks; a *runtime.Runtime is one.
+type Cluster interface {
+	Do(ctx context.Context, cmd core.Command) (core.Reply, error)
+	Topology() runtime.Topology
+}
+
+// Defaults of ServerConfig.
+const (
+	DefaultMaxConnections = 1024
+	DefaultIdleTimeout    = 10 * time.Minute
+	DefaultWriteTimeout   = 5 * time.Second
+	DefaultCommandTimeout = 10 * time.Second
+)
+
+// maxLine bounds a command line: the longest is node hello.
+const maxLine = 16 << 10
+
+// ServerConfig is what a Server is made of. A zero limit takes its default.
+type ServerConfig struct {
+	Cluster Cluster
+	Version string // without a prefix
+	Logger  *slog.Logger
+
+	// MaxConnections is the number of connections kept at once. One more closes the
+	// one that has been idle for longest, so that those who hold connections they do
+	// not use keep nobody out.
+	MaxConnections int
+	// IdleTimeout ends a connection on which no complete command arrives.
+	IdleTimeout time.Duration
+	// WriteTimeout ends a connection whose peer does not read.
+	WriteTimeout time.Duration
+	// CommandTimeout bounds the wait for a change to become durable.
+	CommandTimeout time.Duration
+}
+
+// Server answers the index protocol.
+type Server struct {
+	cfg     ServerConfig
+	log     *slog.Logger
+	started time.Time
+	garbage limiter
+
+	mu       sync.Mutex
+	conns    map[*serverConn]struct{}
+	total    uint64
+	bytesIn  uint64
+	bytesOut uint64
+}
+
+// NewServer makes a server; Serve runs it.
+func NewServer(cfg ServerConfig) *Server {
+	if cfg.MaxConnections == 0 {
+		cfg.MaxConnections = DefaultMaxConnections
+	}
+	if cfg.IdleTimeout == 0 {
+		cfg.IdleTimeout = DefaultIdleTimeout
+	}
+	if cfg.WriteTimeout == 0 {
+		cfg.WriteTimeout = DefaultWriteTimeout
+	}
+	if cfg.CommandTimeout == 0 {
+		cfg.CommandTimeout = DefaultCommandTimeout
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Server{
+		cfg: cfg, log: cfg.Logger, started: time.Now(),
+		garbage: limiter{every: 5 * time.Second}, conns: map[*serverConn]struct{}{},
+	}
+}
+
+// Serve answers connections of ln until ctx ends; it closes ln and every
+// connection, and waits for what is under way.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		ln.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.conns {
+			c.Close()
+		}
+	})()
+	var pause time.Duration
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("accept index connections: %w", err)
+			}
+			// Out of descriptors, or a peer that gave up: go on, but not in a tight loop.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.log.Warn("accept failed", "error", err, "pause", pause)
+			select {
+			case <-time.After(pause):
+				continue
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		pause = 0
+		c := s.admit(ctx, conn)
+		if c == nil {
+			continue
+		}
+		wg.Go(func() {
+			defer s.dismiss(c)
+			s.talk(ctx, c)
+		})
+	}
+}
+
+// serverConn is one connection and what the limit needs to know of it.
+type serverConn struct {
+	net.Conn
+	server *Server
+	since  time.Time // of the last activity; guarded by Server.mu
+	busy   bool      // a command is being carried out; guarded by Server.mu
+}
+
+// Read counts, and ends when no command arrives in time.
+func (c *serverConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.server.mu.Lock()
+	c.server.bytesIn += uint64(n)
+	c.server.mu.Unlock()
+	return n, err
+}
+
+// admit registers a connection, closing the most idle one when there are too
+// many. nil when the server is stopping.
+func (s *Server) admit(ctx context.Context, conn net.Conn) *serverConn {
+	c := &serverConn{Conn: conn, server: s, since: time.Now()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() != nil {
+		conn.Close()
+		return nil
+	}
+	s.total++
+	if len(s.conns) >= s.cfg.MaxConnections {
+		var oldest *serverConn
+		for o := range s.conns {
+			if !o.busy && (oldest == nil || o.since.Before(oldest.since)) {
+				oldest = o
+			}
+		}
+		if oldest == nil {
+			conn.Close() // all are at work
+			return nil
+		}
+		delete(s.conns, oldest)
+		oldest.Close()
+		if ok, missed := s.garbage.allow("limit", time.Now()); ok {
+			s.log.Warn("too many index connections: closed the one idle for longest",
+				"limit", s.cfg.MaxConnections, "peer", oldest.RemoteAddr().String(), "not_logged", missed)
+		}
+	}
+	s.conns[c] = struct{}{}
+	return c
+}
+
+func (s *Server) dismiss(c *serverConn) {
+	c.Close()
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+}
+
+func (s *Server) mark(c *serverConn, busy bool) {
+	s.mu.Lock()
+	c.busy, c.since = busy, time.Now()
+	s.mu.Unlock()
+}
+
+// talk answers one connection's commands in order.
+func (s *Server) talk(ctx context.Context, c *serverConn) {
+	r := text.NewReader(c, text.Options{Commands: text.IndexCommands, MaxLine: maxLine, MaxValue: 1 << 20})
+	var req text.Request
+	var out []byte
+	for {
+		if err := c.SetReadDeadline(time.Now().Add(s.cfg.IdleTimeout)); err != nil {
+			return
+		}
+		err := r.ReadRequest(&req)
+		var refused *text.ProtocolError
+		switch {
+		case err == nil:
+			if req.Command == text.CmdQuit {
+				return
+			}
+			s.mark(c, true)
+			out = s.answer(ctx, out, &req)
+			s.mark(c, false)
+		case errors.As(err, &refused):
+			if ok, missed := s.garbage.allow(string(refused.Reason), time.Now()); ok {
+				s.log.Warn("request refused", "peer", c.RemoteAddr().String(), "reason", string(refused.Reason), "error", err, "not_logged", missed)
+			}
+			out = append(out, refused.Reply...)
+		default:
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				level := slog.LevelDebug
+				if errors.Is(err, text.ErrBinary) {
+					level = slog.LevelWarn
+				}
+				if ok, missed := s.garbage.allow("connection", time.Now()); ok {
+					s.log.Log(ctx, level, "index connection ended", "peer", c.RemoteAddr().String(), "error", err, "not_logged", missed)
+				}
+			}
+			return
+		}
+		if r.Buffered() > 0 && len(out) < 64<<10 {
+			continue
+		}
+		if len(out) > 0 {
+			if err := c.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout)); err != nil {
+				return
+			}
+			n, err := c.Write(out)
+			s.mu.Lock()
+			s.bytesOut += uint64(n)
+			s.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+		out = out[:0]
+		if cap(out) > 1<<20 {
+			out = nil
+		}
+	}
+}
+
+var verbs = map[text.Command]core.Verb{
+	text.CmdNodeAdd:    core.VerbAdd,
+	text.CmdNodeHello:  core.VerbHello,
+	text.CmdNodeRole:   core.VerbRole,
+	text.CmdNodeState:  core.VerbState,
+	text.CmdNodeBehind: core.VerbBehind,
+	text.CmdNodeRemove: core.VerbRemove,
+	text.CmdShutdown:   core.VerbShutdown,
+}
+
+// answer appends the reply to a request.
+func (s *Server) answer(ctx context.Context, dst []byte, req *text.Request) []byte {
+	switch req.Command {
+	case text.CmdPing, text.CmdVerbosity:
+		return append(dst, text.ReplyOK...)
+	case text.CmdVersion:
+		return text.AppendVersion(dst, "flare-"+s.cfg.Version)
+	case text.CmdMeta:
+		return text.AppendMeta(dst, s.cfg.Cluster.Topology().Meta)
+	case text.CmdKill:
+		return append(dst, text.ReplyThreadNotFound...)
+	case text.CmdStats:
+		return s.stats(dst, req.Args)
+	case text.CmdShow:
+		return s.variables(dst)
+	}
+	verb, ok := verbs[req.Command]
+	if !ok {
+		return append(dst, text.ReplyError...)
+	}
+	n := req.Node
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.CommandTimeout)
+	defer cancel()
+	reply, err := s.cfg.Cluster.Do(ctx, core.Command{
+		Verb: verb, Name: n.Name, Port: n.Port, Role: n.Role, Balance: n.Balance, Partition: n.Partition,
+		State: n.State, Epoch: n.Epoch, Session: n.Session, HasSession: n.HasSession,
+		Hello: core.Hello{Instance: n.Instance, Partition: n.Partition, LSN: n.Position, History: n.History},
+	})
+	switch {
+	case err != nil:
+		// The change may still become durable; the peer asks again.
+		s.log.Warn("command not answered in time", "command", req.Command.String(), "node", n.Key(), "error", err)
+		return text.AppendServerError(dst, "not durable in time")
+	case reply.Err != "":
+		s.log.Info("command refused", "command", req.Command.String(), "node", n.Key(), "reason", reply.Err)
+		return text.AppendServerError(dst, reply.Err)
+	case reply.Nodes != nil:
+		return text.AppendNodes(dst, reply.Nodes, false)
+	}
+	return append(dst, text.ReplyOK...)
+}
+
+// stats appends the reply of stats, in the form of flarei; what has no meaning
+// here is 0.
+func (s *Server) stats(dst []byte, args [][]byte) []byte {
+	stat := func(name, value string) { dst = text.AppendStat(dst, name, value) }
+	if len(args) > 0 {
+		switch string(args[0]) {
+		case "nodes":
+			for _, n := range s.cfg.Cluster.Topology().Map.Nodes {
+				k := n.Key() + ":"
+				stat(k+"role", n.Role.String())
+				stat(k+"state", n.State.String())
+				stat(k+"partition", strconv.Itoa(n.Partition))
+				stat(k+"balance", strconv.Itoa(n.Balance))
+				stat(k+"thread_type", strconv.Itoa(n.ThreadType))
+			}
+		case "threads":
+			if len(args) > 1 && string(args[1]) == "queue" {
+				stat("total_thread_queue", "0")
+			}
+		}
+		return append(dst, text.ReplyEnd...)
+	}
+	s.mu.Lock()
+	conns, total, in, out := len(s.conns), s.total, s.bytesIn, s.bytesOut
+	s.mu.Unlock()
+	now := time.Now()
+	user, system := cpuTimes()
+	number := func(name string, v uint64) { stat(name, strconv.FormatUint(v, 10)) }
+	number("pid", uint64(os.Getpid()))
+	number("uptime", uint64(now.Sub(s.started)/time.Second))
+	number("time", uint64(now.Unix()))
+	stat("version", s.cfg.Version)
+	number("pointer_size", strconv.IntSize)
+	stat("rusage_user", user)
+	stat("rusage_system", system)
+	number("curr_items", 0)
+	number("total_items", 0)
+	number("bytes", 0)
+	number("curr_connections", uint64(conns))
+	number("total_connections", total)
+	for _, name := range []string{"connection_structures", "cmd_get", "cmd_set", "get_hits", "get_misses", "delete_hits", "delete_misses",
+		"incr_hits", "incr_misses", "decr_hits", "decr_misses", "cas_hits", "cas_misses", "cas_badval", "touch_hits", "touch_misses", "evictions"} {
+		number(name, 0)
+	}
+	number("bytes_read", in)
+	number("bytes_written", out)
+	number("limit_maxbytes", 0)
+	number("threads", uint64(conns))
+	number("pool_threads", 0)
+	number("node_map_version", s.cfg.Cluster.Topology().Map.Version)
+	return append(dst, text.ReplyEnd...)
+}
+
+// variables appends the reply of show variables: what of flarei's variables has
+// a meaning here.
+func (s *Server) variables(dst []byte) []byte {
+	meta := s.cfg.Cluster.Topology().Meta
+	for _, v := range []struct {
+		name  string
+		value any
+	}{
+		{"max_connection", s.cfg.MaxConnections},
+		{"monitor_threshold", core.PingThreshold},
+		{"monitor_interval", int(PingInterval / time.Second)},
+		{"monitor_read_timeout", PingTimeout.Milliseconds()},
+		{"net_read_timeout", int(s.cfg.IdleTimeout / time.Second)},
+		{"partition_modular_hint", meta.Hint},
+		{"partition_modular_virtual", meta.Virtual},
+		{"partition_size", meta.PartitionSize},
+		{"partition_type", "modular"},
+		{"key_hash_algorithm", meta.Hash},
+	} {
+		dst = fmt.Appendf(dst, "%-26s%v\r\n", v.name+":", v.value)
+	}
+	return append(dst, text.ReplyEnd...)
+}

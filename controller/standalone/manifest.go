@@ -1,0 +1,97 @@
+package standalone
+
+import (
+	"fmt"
+	"os"
+
+	"sigs.k8s.io/yaml"
+
+	v1 "github.com/flarekv/flare/controller/api/v1"
+	"github.com/flarekv/flare/controller/core"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// maxManifest bounds the file: a FlareCluster has a few lines.
+const maxManifest = 1 << 20
+
+// ReadManifest reads a FlareCluster manifest with defaults filled in. Fields it
+// does not know are errors, and so are values that the API server would refuse.
+func ReadManifest(path string) (*v1.FlareCluster, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the cluster manifest: %w", err)
+	}
+	if info.Size() > maxManifest {
+		return nil, fmt.Errorf("cluster manifest %s has %d bytes; at most %d are read", path, info.Size(), maxManifest)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the cluster manifest: %w", err)
+	}
+	c, err := ParseManifest(b)
+	if err != nil {
+		return nil, fmt.Errorf("cluster manifest %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// ParseManifest is ReadManifest for the content of a file.
+func ParseManifest(b []byte) (*v1.FlareCluster, error) {
+	c := &v1.FlareCluster{}
+	if err := yaml.UnmarshalStrict(b, c); err != nil {
+		return nil, err
+	}
+	if want := v1.GroupVersion.String(); c.APIVersion != want || c.Kind != "FlareCluster" {
+		return nil, fmt.Errorf("apiVersion %q, kind %q: want apiVersion %q, kind %q", c.APIVersion, c.Kind, want, "FlareCluster")
+	}
+	if c.Name == "" {
+		return nil, fmt.Errorf("metadata.name is missing: want a name for the cluster")
+	}
+	c.Spec.Default()
+	return c, validate(&c.Spec)
+}
+
+// validate repeats the bounds of the CustomResourceDefinition, which no API
+// server enforces here.
+func validate(s *v1.FlareClusterSpec) error {
+	r := s.RocksDB
+	for _, f := range []struct {
+		name             string
+		value, low, high int64
+	}{
+		{"partitions", int64(s.Partitions), 1, 1023},
+		{"replicas", int64(s.Replicas), 1, 8},
+		{"partitionSize", int64(s.PartitionSize), 2, 4096},
+		{"rocksdb.walTtlSeconds", *r.WALTTLSeconds, 1, 31536000},
+		{"rocksdb.walSizeLimitMb", *r.WALSizeLimitMB, 0, 16777216},
+		{"rocksdb.resyncFailureThreshold", int64(*r.ResyncFailureThreshold), 1, 1000},
+		{"rocksdb.walMaxBatchBytes", *r.WALMaxBatchBytes, 4096, 67108864},
+		{"rocksdb.walSyncBwlimit", *r.WALSyncBwlimit, 0, 16777216},
+		{"rocksdb.walSyncInterval", *r.WALSyncInterval, 10, 60000},
+	} {
+		if f.value < f.low || f.value > f.high {
+			return fmt.Errorf("spec.%s is %d: want %d to %d", f.name, f.value, f.low, f.high)
+		}
+	}
+	if s.PartitionSize <= s.Partitions {
+		return fmt.Errorf("spec.partitionSize is %d: want more than spec.partitions, which is %d", s.PartitionSize, s.Partitions)
+	}
+	if m := s.Replication.Mode; m != v1.ReplicationSync && m != v1.ReplicationAsync {
+		return fmt.Errorf("spec.replication.mode is %q: want %q or %q", m, v1.ReplicationSync, v1.ReplicationAsync)
+	}
+	return nil
+}
+
+// specOf returns what a manifest asks for in the core's terms.
+func specOf(c *v1.FlareCluster, generation int64) core.Spec {
+	meta := topology.DefaultMeta()
+	meta.PartitionSize = int(c.Spec.PartitionSize)
+	return core.Spec{
+		Known:      true,
+		Generation: generation,
+		Partitions: int(c.Spec.Partitions),
+		Replicas:   int(c.Spec.Replicas),
+		Meta:       meta,
+		Config:     v1.RenderConfig(c.Spec),
+	}
+}
