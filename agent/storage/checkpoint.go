@@ -52,22 +52,25 @@ const (
 )
 
 // Snapshot makes a checkpoint in the data directory and keeps the log behind it
-// until release is called, which also removes the checkpoint.
-func (db *DB) Snapshot() (_ Checkpoint, release func(), err error) {
+// until it is released.
+func (db *DB) Snapshot() (history.Snapshot, error) {
 	hold, _ := db.Hold()
 	dir := filepath.Join(db.opts.Dir, fmt.Sprintf("%s%d", checkpointPrefix, db.checkpoints.Add(1)))
-	release = func() {
-		hold.Release()
+	drop := func() {
 		if err := os.RemoveAll(dir); err != nil {
 			db.log.Warn("cannot remove checkpoint", "dir", dir, "err", err)
 		}
 	}
+	release := func() {
+		hold.Release()
+		drop()
+	}
 	c, err := db.Checkpoint(dir)
 	if err != nil {
 		release()
-		return Checkpoint{}, nil, err
+		return history.Snapshot{}, err
 	}
-	return c, release, nil
+	return history.Snapshot{Checkpoint: c, DropFiles: drop, Release: release}, nil
 }
 
 // IncomingDir returns an empty directory for a copy that is being received. What

@@ -395,7 +395,7 @@ func TestClosed(t *testing.T) {
 	_, beginErr := db.BeginEpoch(t.Context(), 1, 0)
 	_, flushErr := db.FlushAll(t.Context())
 	_, statsErr := db.Stats()
-	_, _, snapErr := db.Snapshot()
+	_, snapErr := db.Snapshot()
 	for i, err := range []error{getErr, multiErr, updateErr, applyErr, beginErr, flushErr, statsErr, snapErr, db.Close(), db.Wipe()} {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("call %d: %v", i, err)

@@ -101,8 +101,11 @@ func (db *DB) Oldest() (uint64, error) {
 	return files[0].first.Index, nil
 }
 
-// Tail reads the log of a DB forward, independent of the database handle.
-type Tail struct {
+// Tail reads the log forward.
+type Tail = history.Tail
+
+// tail reads the log of a DB, independent of the database handle.
+type tail struct {
 	db         *DB
 	generation uint64
 	next       uint64 // index of the batch to return next
@@ -111,12 +114,10 @@ type Tail struct {
 	reader     *walReader
 }
 
-var _ history.Tail = (*Tail)(nil)
-
 // Tail returns a reader of the batches behind a position. It returns ErrPurged
 // if they are not retained any more, ErrDiverged if the position is not of this
 // log and ErrFuture if the log does not reach it.
-func (db *DB) Tail(after topology.LSN) (*Tail, error) {
+func (db *DB) Tail(after topology.LSN) (Tail, error) {
 	db.posMu.RLock()
 	pos, generation := db.pos, db.generation
 	db.posMu.RUnlock()
@@ -127,7 +128,7 @@ func (db *DB) Tail(after topology.LSN) (*Tail, error) {
 	default:
 		return nil, fmt.Errorf("storage: tail: %w: %v, log is at %v", ErrFuture, after, pos.LSN)
 	}
-	t := &Tail{db: db, generation: generation, next: after.Index + 1}
+	t := &tail{db: db, generation: generation, next: after.Index + 1}
 	if t.next <= pos.LSN.Index {
 		if err := t.open(pos); err != nil {
 			return nil, fmt.Errorf("storage: tail: %w", err)
@@ -137,7 +138,7 @@ func (db *DB) Tail(after topology.LSN) (*Tail, error) {
 }
 
 // Close releases the log file.
-func (t *Tail) Close() {
+func (t *tail) Close() {
 	if t.file != nil {
 		t.file.Close()
 		t.file, t.reader = nil, nil
@@ -145,7 +146,7 @@ func (t *Tail) Close() {
 }
 
 // Next returns the next batch, and waits for it to be committed.
-func (t *Tail) Next(ctx context.Context) (Batch, error) {
+func (t *tail) Next(ctx context.Context) (Batch, error) {
 	for {
 		moved := t.db.moved.wait()
 		b, ok, err := t.TryNext()
@@ -160,8 +161,11 @@ func (t *Tail) Next(ctx context.Context) (Batch, error) {
 	}
 }
 
+// Moved returns a channel that is closed when the log moved.
+func (t *tail) Moved() <-chan struct{} { return t.db.moved.wait() }
+
 // TryNext returns the next batch if it is committed already.
-func (t *Tail) TryNext() (Batch, bool, error) {
+func (t *tail) TryNext() (Batch, bool, error) {
 	t.db.posMu.RLock()
 	pos, generation := t.db.pos, t.db.generation
 	t.db.posMu.RUnlock()
@@ -185,7 +189,7 @@ func (t *Tail) TryNext() (Batch, bool, error) {
 }
 
 // read returns the batch t.next, which is committed and so in some file.
-func (t *Tail) read(pos Position) (Batch, error) {
+func (t *tail) read(pos Position) (Batch, error) {
 	if t.file == nil {
 		if err := t.open(pos); err != nil {
 			return Batch{}, err
@@ -215,7 +219,7 @@ func (t *Tail) read(pos Position) (Batch, error) {
 }
 
 // open finds the file that has the batch t.next.
-func (t *Tail) open(pos Position) error {
+func (t *tail) open(pos Position) error {
 	files, err := t.db.logFiles()
 	if err != nil {
 		return err
@@ -231,7 +235,7 @@ func (t *Tail) open(pos Position) error {
 }
 
 // advance goes to the file behind the current one, which has no more.
-func (t *Tail) advance(pos Position) error {
+func (t *tail) advance(pos Position) error {
 	files, err := t.db.logFiles()
 	if err != nil {
 		return err
@@ -243,7 +247,7 @@ func (t *Tail) advance(pos Position) error {
 	return t.switchTo(files[i].number, pos)
 }
 
-func (t *Tail) switchTo(number uint64, pos Position) error {
+func (t *tail) switchTo(number uint64, pos Position) error {
 	f, err := openWAL(t.db.dbDir(), number)
 	if errors.Is(err, fs.ErrNotExist) {
 		return t.purged(pos)
@@ -256,6 +260,6 @@ func (t *Tail) switchTo(number uint64, pos Position) error {
 	return nil
 }
 
-func (t *Tail) purged(pos Position) error {
+func (t *tail) purged(pos Position) error {
 	return fmt.Errorf("%w: batch %d of a log at %v", ErrPurged, t.next, pos.LSN)
 }

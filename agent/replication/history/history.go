@@ -207,6 +207,9 @@ type Tail interface {
 	Next(ctx context.Context) (Batch, error)
 	// TryNext returns the next batch if there is one already.
 	TryNext() (Batch, bool, error)
+	// Moved returns a channel that is closed when TryNext may have another
+	// answer than it would give between the call of Moved and then.
+	Moved() <-chan struct{}
 	Close()
 }
 
@@ -229,4 +232,11 @@ func (c Checkpoint) Bytes() (n int64) {
 		n += f.Size
 	}
 	return n
+}
+
+// Snapshot is a checkpoint that somebody else pays for.
+type Snapshot struct {
+	Checkpoint
+	DropFiles func() // removes the files; the log behind the checkpoint stays
+	Release   func() // removes the files and lets the log go
 }

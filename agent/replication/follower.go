@@ -1,0 +1,486 @@
+package replication
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/flarekv/flare/agent/replication/history"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 2 * time.Second
+	// applyBatches and applyBytes bound what is applied in one go, and so the
+	// time until it is acknowledged.
+	applyBatches = 512
+	applyBytes   = 4 << 20
+	// defaultFullAfter is the default of FollowerConfig.FullAfter.
+	defaultFullAfter = 3
+)
+
+// FollowerConfig configures a Follower.
+type FollowerConfig struct {
+	Self      string // node key
+	Partition int    // that this node is assigned to
+	Master    string // node key, for the status
+
+	// Dial connects to the master; the follower sends the upgrade line itself.
+	Dial func(ctx context.Context) (Conn, error)
+	// InSync tells the index that this node is in sync. It is repeated until it
+	// succeeds; an error that wraps ErrRefused means that it never will.
+	InSync func(ctx context.Context, epoch, session uint64) error
+	// FullAfter is after how many streams in a row that could not be applied a full
+	// copy is asked for, 0 for never; may be nil.
+	FullAfter func() int
+
+	Logger *slog.Logger
+}
+
+// Follower is a replica's side of replication.
+type Follower struct {
+	db  Store
+	cfg FollowerConfig
+
+	mu       sync.Mutex
+	status   FollowerStatus
+	unusable int // streams in a row that could not be applied
+}
+
+// FollowerStatus is what a replica knows of its replication.
+type FollowerStatus struct {
+	Master      string
+	Connected   bool
+	Tier        history.Tier // of the last catch-up
+	Reason      string       // of that tier
+	MasterLSN   topology.LSN // as last heard
+	MasterAt    time.Time    // when that was, by the master's clock
+	Waiting     string       // what the master makes this node wait for, machine-readable
+	BytesDone   uint64       // of a running checkpoint copy
+	BytesTotal  uint64
+	ErrorReason string // of the last attempt, "" if it succeeded
+	Error       string
+
+	// Since the follower was made.
+	WALCatchUps    uint64
+	Checkpoints    uint64
+	FailedAttempts uint64
+}
+
+// NewFollower returns a follower that does nothing until Run.
+func NewFollower(db Store, cfg FollowerConfig) *Follower {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Follower{db: db, cfg: cfg, status: FollowerStatus{Master: cfg.Master}}
+}
+
+// Status returns the current status.
+func (f *Follower) Status() FollowerStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.status
+}
+
+func (f *Follower) update(fn func(*FollowerStatus)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fn(&f.status)
+}
+
+// Run follows the master until the context ends, whose error it returns. When it
+// has returned, nothing more is applied.
+func (f *Follower) Run(ctx context.Context) error {
+	log := f.cfg.Logger.With("master", f.cfg.Master)
+	backoff := minBackoff
+	var last string
+	for {
+		began := time.Now()
+		err := f.follow(ctx, log)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		reason := reasonOf(err)
+		f.update(func(s *FollowerStatus) {
+			s.Connected, s.Waiting, s.BytesDone, s.BytesTotal = false, "", 0, 0
+			s.ErrorReason, s.Error = reason, err.Error()
+			s.FailedAttempts++
+		})
+		if reason != last || time.Since(began) > maxBackoff {
+			log.Warn("replication ended, trying again", "reason", reason, "err", err)
+			last = reason
+		}
+		if time.Since(began) > maxBackoff {
+			backoff = minBackoff
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// session is one connection to the master.
+type session struct {
+	*Follower
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	conn   Conn
+	in     *patientReader
+	r      *bufio.Reader
+	log    *slog.Logger
+
+	interval, timeout time.Duration
+
+	wake chan struct{} // there is something to acknowledge
+
+	amu     sync.Mutex
+	streams bool // applied is of the master's log
+	applied topology.LSN
+
+	claim context.CancelFunc // ends the claim under way; nil if there is none
+	tasks sync.WaitGroup
+}
+
+// follow is one attempt: it returns why it ended.
+func (f *Follower) follow(ctx context.Context, log *slog.Logger) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	conn, err := f.cfg.Dial(ctx)
+	if err != nil {
+		return &Error{"connection_failed", fmt.Errorf("connect: %w", err)}
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+
+	s := &session{Follower: f, ctx: ctx, cancel: cancel, conn: conn, log: log, wake: make(chan struct{}, 1)}
+	s.in = &patientReader{conn, handshakeTimeout}
+	s.r = bufio.NewReaderSize(s.in, 256<<10)
+	err = s.run()
+	cause := context.Cause(ctx)
+	cancel(nil)
+	conn.Close()
+	s.tasks.Wait()
+	if cause != nil {
+		err = cause
+	}
+	return err
+}
+
+func (s *session) run() error {
+	st, err := s.handshake()
+	if err != nil {
+		return err
+	}
+	s.interval = time.Duration(st.interval) * time.Millisecond
+	s.timeout = time.Duration(st.timeout) * time.Millisecond
+	if s.interval <= 0 || s.timeout <= s.interval {
+		return &Error{"protocol_error", fmt.Errorf("%w: interval %v and timeout %v", errBadFrame, s.interval, s.timeout)}
+	}
+	s.in.patience = s.timeout
+	s.update(func(fs *FollowerStatus) {
+		fs.Connected, fs.Tier, fs.Reason, fs.MasterLSN, fs.ErrorReason, fs.Error = true, st.tier, st.reason, st.lsn, "", ""
+		if st.tier == history.TierWAL {
+			fs.WALCatchUps++
+		}
+	})
+	pos := s.db.Position()
+	s.log.Info("following master", "lsn", pos.LSN, "master_lsn", st.lsn, "tier", st.tier.String(), "reason", st.reason)
+	if st.tier == history.TierWAL {
+		s.setApplied(pos.LSN)
+	}
+	s.tasks.Go(func() {
+		if err := s.acknowledge(); err != nil {
+			s.cancel(err)
+		}
+	})
+	if st.tier == history.TierCheckpoint {
+		if !pos.Empty() {
+			s.log.Warn("data of this node are replaced by a copy of the master's",
+				"reason", st.reason, "lsn", pos.LSN, "history", pos.History, "partition", pos.Partition,
+				"master_lsn", st.lsn, "master_history", st.history)
+		}
+		if err := s.receiveCopy(); err != nil {
+			return err
+		}
+	}
+	return s.stream()
+}
+
+// handshake upgrades the connection and tells where this node stands.
+func (s *session) handshake() (start, error) {
+	pos := s.db.Position()
+	s.conn.SetWriteDeadline(time.Now().Add(handshakeTimeout))
+	line := AppendRequest(nil, FollowRequest{Self: s.cfg.Self, Partition: s.cfg.Partition, History: pos.History, LSN: pos.LSN})
+	if _, err := s.conn.Write(line); err != nil {
+		return start{}, fmt.Errorf("handshake: %w", err)
+	}
+	answer, err := s.r.ReadSlice('\n')
+	if err != nil {
+		return start{}, fmt.Errorf("handshake: %w", err)
+	}
+	switch word, rest, _ := strings.Cut(strings.TrimRight(string(answer), "\r\n"), " "); word {
+	case "OK":
+	case "ERROR":
+		return start{}, &Error{"not_supported", errors.New("handshake: master cannot stream its log")}
+	case "SERVER_ERROR":
+		reason, _, _ := strings.Cut(rest, " ")
+		return start{}, &Error{reason, fmt.Errorf("handshake: master refuses: %s", rest)}
+	default:
+		return start{}, &Error{"protocol_error", fmt.Errorf("handshake: unexpected answer %q", word)}
+	}
+	w := bufio.NewWriter(s.conn)
+	if err := writeFrame(w, frameHello, hello{int32(pos.Partition), s.wantsFull(), pos.Lineage}.encode()); err != nil {
+		return start{}, fmt.Errorf("handshake: %w", err)
+	}
+	if err := w.Flush(); err != nil {
+		return start{}, fmt.Errorf("handshake: %w", err)
+	}
+	t, payload, err := readFrame(s.r)
+	if err != nil {
+		return start{}, fmt.Errorf("handshake: %w", err)
+	}
+	switch t {
+	case frameStart:
+		st, err := decodeStart(payload)
+		if err == nil && st.tier != history.TierWAL && st.tier != history.TierCheckpoint {
+			err = fmt.Errorf("%w: unknown tier %d", errBadFrame, st.tier)
+		}
+		if err != nil {
+			return start{}, &Error{"protocol_error", fmt.Errorf("handshake: %w", err)}
+		}
+		return st, nil
+	case frameError:
+		return start{}, refusedBy(payload)
+	}
+	return start{}, &Error{"protocol_error", fmt.Errorf("handshake: %w: unexpected %v", errBadFrame, t)}
+}
+
+func refusedBy(payload []byte) error {
+	r, err := decodeRefusal(payload)
+	if err != nil {
+		return &Error{"protocol_error", err}
+	}
+	return &Error{r.reason, fmt.Errorf("master refuses: %s", r.message)}
+}
+
+// wantsFull reports whether streams failed too often to try another.
+func (s *session) wantsFull() bool {
+	limit := defaultFullAfter
+	if s.cfg.FullAfter != nil {
+		limit = s.cfg.FullAfter()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return limit > 0 && s.unusable >= limit && !s.db.Position().Empty()
+}
+
+func (s *session) countUnusable(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n == 0 {
+		s.unusable = 0
+	} else {
+		s.unusable += n
+	}
+}
+
+// receiveCopy receives a checkpoint and puts it in the place of the database.
+func (s *session) receiveCopy() error {
+	dir, err := s.db.IncomingDir()
+	if err != nil {
+		return &Error{"copy_failed", err}
+	}
+	c := &copyReceiver{dir: dir}
+	defer c.close()
+	for !c.finished {
+		t, payload, err := readFrame(s.r)
+		if err != nil {
+			return fmt.Errorf("receive checkpoint: %w", err)
+		}
+		if handled, err := s.common(t, payload); err != nil {
+			return err
+		} else if handled {
+			continue
+		}
+		if err := c.frame(t, payload); err != nil {
+			return &Error{"copy_failed", fmt.Errorf("receive checkpoint: %w", err)}
+		}
+		s.update(func(fs *FollowerStatus) {
+			fs.Waiting, fs.BytesDone, fs.BytesTotal = "", c.done, c.begin.bytes
+		})
+	}
+	if err := s.db.Replace(dir); err != nil {
+		return &Error{"copy_failed", fmt.Errorf("receive checkpoint: %w", err)}
+	}
+	pos := s.db.Position()
+	if pos.LSN != c.begin.lsn {
+		return &Error{"copy_failed", fmt.Errorf("checkpoint is at %v, want %v", pos.LSN, c.begin.lsn)}
+	}
+	s.log.Info("checkpoint installed", "lsn", pos.LSN, "bytes", c.done)
+	s.update(func(fs *FollowerStatus) {
+		fs.Checkpoints++
+		fs.BytesDone, fs.BytesTotal = 0, 0
+	})
+	s.countUnusable(0)
+	s.setApplied(pos.LSN)
+	return nil
+}
+
+// common handles the frames that may come at any time.
+func (s *session) common(t frameType, payload []byte) (bool, error) {
+	switch t {
+	case frameHeartbeat:
+		h, err := decodeHeartbeat(payload)
+		if err != nil {
+			return false, &Error{"protocol_error", err}
+		}
+		s.update(func(fs *FollowerStatus) { fs.MasterLSN, fs.MasterAt = h.lsn, time.Unix(0, h.at) })
+		return true, nil
+	case frameNotice:
+		notice, err := decodeString(t, payload)
+		if err != nil {
+			return false, &Error{"protocol_error", err}
+		}
+		s.update(func(fs *FollowerStatus) { fs.Waiting = notice })
+		return true, nil
+	case frameError:
+		return false, refusedBy(payload)
+	}
+	return false, nil
+}
+
+// stream applies batches as they come.
+func (s *session) stream() error {
+	var batches [][]byte
+	for {
+		t, payload, err := readFrame(s.r)
+		if err != nil {
+			return fmt.Errorf("stream: %w", err)
+		}
+		if handled, err := s.common(t, payload); err != nil {
+			return err
+		} else if handled {
+			continue
+		}
+		switch t {
+		case frameBatch:
+			batches = append(batches[:0], payload)
+			size := len(payload)
+			for len(batches) < applyBatches && size < applyBytes && buffered(s.r, frameBatch) {
+				if _, payload, err = readFrame(s.r); err != nil {
+					return fmt.Errorf("stream: %w", err)
+				}
+				batches = append(batches, payload)
+				size += len(payload)
+			}
+			lsn, err := s.db.Apply(s.ctx, batches...)
+			clear(batches)
+			if err != nil {
+				if s.ctx.Err() == nil {
+					s.countUnusable(1)
+				}
+				return &Error{"apply_failed", fmt.Errorf("stream: %w", err)}
+			}
+			s.countUnusable(0)
+			s.setApplied(lsn)
+		case frameInSync:
+			g, err := decodeInSync(payload)
+			if err != nil {
+				return &Error{"protocol_error", err}
+			}
+			s.claimInSync(g)
+		default:
+			return &Error{"protocol_error", fmt.Errorf("stream: %w: unexpected %v", errBadFrame, t)}
+		}
+	}
+}
+
+func (s *session) setApplied(lsn topology.LSN) {
+	s.amu.Lock()
+	s.streams, s.applied = true, lsn
+	s.amu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// acknowledge tells the master what was applied, at once, and that this node is
+// alive, at the interval.
+func (s *session) acknowledge() error {
+	ticker := time.NewTicker(s.interval)
+	defer ticker.Stop()
+	w := bufio.NewWriterSize(s.conn, 256)
+	for {
+		s.amu.Lock()
+		streams, applied := s.streams, s.applied
+		s.amu.Unlock()
+		t, payload := frameAlive, []byte(nil)
+		if streams {
+			t, payload = frameAck, appendLSN(nil, applied)
+		}
+		s.conn.SetWriteDeadline(time.Now().Add(s.timeout))
+		if err := writeFrame(w, t, payload); err != nil {
+			return fmt.Errorf("acknowledge: %w", err)
+		}
+		if err := w.Flush(); err != nil {
+			return fmt.Errorf("acknowledge: %w", err)
+		}
+		select {
+		case <-s.ctx.Done():
+			return nil
+		case <-s.wake:
+		case <-ticker.C:
+		}
+	}
+}
+
+// claimInSync tells the index that this node is in sync; a newer grant takes the
+// place of one that was not delivered yet.
+func (s *session) claimInSync(g inSync) {
+	if s.claim != nil {
+		s.claim()
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	s.claim = cancel
+	s.tasks.Go(func() {
+		defer cancel()
+		s.deliver(ctx, g)
+	})
+}
+
+func (s *session) deliver(ctx context.Context, g inSync) {
+	log := s.log.With("epoch", g.epoch, "session", g.session)
+	if s.cfg.InSync == nil {
+		return
+	}
+	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
+		err := s.cfg.InSync(ctx, g.epoch, g.session)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			log.Info("in sync with master")
+			return
+		case errors.Is(err, ErrRefused):
+			// A new connection leads to a new grant.
+			s.cancel(&Error{"in_sync_refused", fmt.Errorf("claim to be in sync: %w", err)})
+			return
+		}
+		log.Warn("cannot tell the index to be in sync, trying again", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(backoff):
+		}
+	}
+}

@@ -1,0 +1,328 @@
+package replication
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/flarekv/flare/agent/replication/history"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// A frame is a 9 byte header (payload length u32, type u8, CRC-32C of type and
+// payload u32) and a payload. All numbers are big endian; strings and lists have
+// a u32 length or count before them.
+
+type frameType uint8
+
+const (
+	frameHello           frameType = 1 + iota // hello, once, first
+	frameStart                                // start, once, first
+	frameBatch                                // the raw batch
+	frameHeartbeat                            // heartbeat
+	frameAck                                  // epoch, index
+	frameAlive                                // empty
+	frameInSync                               // epoch, session
+	frameCheckpointBegin                      // checkpointBegin
+	frameFileBegin                            // fileBegin
+	frameFileData                             // raw bytes
+	frameFileEnd                              // CRC-32C of the file u32
+	frameCheckpointDone                       // empty
+	frameNotice                               // string: what the replica has to wait for
+	frameError                                // refusal; the connection ends
+	frameEnd
+)
+
+var frameNames = [frameEnd]string{"", "HELLO", "START", "BATCH", "HEARTBEAT", "ACK", "ALIVE", "IN_SYNC",
+	"CHECKPOINT_BEGIN", "FILE_BEGIN", "FILE_DATA", "FILE_END", "CHECKPOINT_DONE", "NOTICE", "ERROR"}
+
+func (t frameType) String() string {
+	if t == 0 || t >= frameEnd {
+		return fmt.Sprintf("frame type %d", uint8(t))
+	}
+	return frameNames[t]
+}
+
+const (
+	frameHeaderSize = 9
+	// maxFrame bounds a payload; a batch is about as large as the largest value.
+	maxFrame = 1 << 30
+	// frameChunk is how much memory a length is trusted for before its bytes arrive.
+	frameChunk = 1 << 20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var errBadFrame = errors.New("damaged frame")
+
+func frameCRC(t frameType, payload []byte) uint32 {
+	return crc32.Update(crc32.Update(0, castagnoli, []byte{byte(t)}), castagnoli, payload)
+}
+
+// writeFrame writes a frame. It needs no lock only if there is one writer.
+func writeFrame(w io.Writer, t frameType, payload []byte) error {
+	if len(payload) > maxFrame {
+		return fmt.Errorf("%v of %d bytes, want at most %d", t, len(payload), maxFrame)
+	}
+	var h [frameHeaderSize]byte
+	binary.BigEndian.PutUint32(h[:], uint32(len(payload)))
+	h[4] = byte(t)
+	binary.BigEndian.PutUint32(h[5:], frameCRC(t, payload))
+	if _, err := w.Write(h[:]); err != nil {
+		return err
+	}
+	_, err := w.Write(payload)
+	return err
+}
+
+// readFrame reads a frame. The payload is the caller's.
+func readFrame(r *bufio.Reader) (frameType, []byte, error) {
+	var h [frameHeaderSize]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return 0, nil, err
+	}
+	n, t := int(binary.BigEndian.Uint32(h[:])), frameType(h[4])
+	if t == 0 || t >= frameEnd {
+		return 0, nil, fmt.Errorf("%w: unknown type %d", errBadFrame, h[4])
+	}
+	if n > maxFrame {
+		return 0, nil, fmt.Errorf("%w: %v of %d bytes, want at most %d", errBadFrame, t, n, maxFrame)
+	}
+	payload := make([]byte, 0, min(n, frameChunk))
+	for len(payload) < n {
+		had := len(payload)
+		payload = append(payload, make([]byte, min(n-had, max(frameChunk, had)))...)
+		if _, err := io.ReadFull(r, payload[had:]); err != nil {
+			return 0, nil, noEOF(err)
+		}
+	}
+	if crc := binary.BigEndian.Uint32(h[5:]); crc != frameCRC(t, payload) {
+		return 0, nil, fmt.Errorf("%w: checksum of %v", errBadFrame, t)
+	}
+	return t, payload, nil
+}
+
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// buffered reports whether the next frame is a whole one of the type that can
+// be read without waiting.
+func buffered(r *bufio.Reader, t frameType) bool {
+	if r.Buffered() < frameHeaderSize {
+		return false
+	}
+	h, err := r.Peek(frameHeaderSize)
+	return err == nil && frameType(h[4]) == t && r.Buffered()-frameHeaderSize >= int(binary.BigEndian.Uint32(h))
+}
+
+// hello is what a replica tells of itself beyond the upgrade line.
+type hello struct {
+	partition int32 // whose data it holds, -1 for unknown
+	full      bool  // it wants a copy whatever the positions say
+	lineage   []history.EpochStart
+}
+
+// start is the master's answer.
+type start struct {
+	tier     history.Tier
+	reason   string
+	lsn      topology.LSN // master's
+	history  string
+	interval uint32 // milliseconds between signs of life
+	timeout  uint32 // milliseconds of silence that end the connection
+}
+
+type heartbeat struct {
+	lsn topology.LSN
+	at  int64 // unix nanoseconds by the master's clock
+}
+
+type inSync struct{ epoch, session uint64 }
+
+type checkpointBegin struct {
+	lsn   topology.LSN
+	files uint32
+	bytes uint64
+}
+
+type fileBegin struct {
+	name string
+	size uint64
+}
+
+type refusal struct{ reason, message string }
+
+func appendString(dst []byte, s string) []byte {
+	return append(binary.BigEndian.AppendUint32(dst, uint32(len(s))), s...)
+}
+
+func appendLSN(dst []byte, l topology.LSN) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(dst, l.Epoch), l.Index)
+}
+
+func (h hello) encode() []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(h.partition))
+	b = append(b, boolByte(h.full))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(h.lineage)))
+	for _, s := range h.lineage {
+		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, s.Epoch), s.Index)
+	}
+	return b
+}
+
+func (s start) encode() []byte {
+	b := append([]byte(nil), byte(s.tier))
+	b = appendString(b, s.reason)
+	b = appendLSN(b, s.lsn)
+	b = appendString(b, s.history)
+	b = binary.BigEndian.AppendUint32(b, s.interval)
+	return binary.BigEndian.AppendUint32(b, s.timeout)
+}
+
+func (h heartbeat) encode() []byte {
+	return binary.BigEndian.AppendUint64(appendLSN(nil, h.lsn), uint64(h.at))
+}
+
+func (s inSync) encode() []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, s.epoch), s.session)
+}
+
+func (c checkpointBegin) encode() []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(appendLSN(nil, c.lsn), c.files), c.bytes)
+}
+
+func (f fileBegin) encode() []byte {
+	return binary.BigEndian.AppendUint64(appendString(nil, f.name), f.size)
+}
+
+func (r refusal) encode() []byte { return appendString(appendString(nil, r.reason), r.message) }
+
+func boolByte(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// decoder reads the fields of a payload. After the last one end tells whether
+// all were there.
+type decoder struct {
+	rest []byte
+	bad  bool
+}
+
+func (d *decoder) take(n int) []byte {
+	if d.bad || n < 0 || n > len(d.rest) {
+		d.bad = true
+		return nil
+	}
+	b := d.rest[:n]
+	d.rest = d.rest[n:]
+	return b
+}
+
+func (d *decoder) u8() uint8 {
+	if b := d.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (d *decoder) u32() uint32 {
+	if b := d.take(4); b != nil {
+		return binary.BigEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (d *decoder) u64() uint64 {
+	if b := d.take(8); b != nil {
+		return binary.BigEndian.Uint64(b)
+	}
+	return 0
+}
+
+func (d *decoder) lsn() topology.LSN { return topology.LSN{Epoch: d.u64(), Index: d.u64()} }
+
+func (d *decoder) string() string { return string(d.take(int(d.u32()))) }
+
+func (d *decoder) end(t frameType) error {
+	if d.bad || len(d.rest) > 0 {
+		return fmt.Errorf("%w: fields of %v", errBadFrame, t)
+	}
+	return nil
+}
+
+func decodeHello(b []byte) (hello, error) {
+	d := decoder{rest: b}
+	h := hello{partition: int32(d.u32()), full: d.u8() != 0}
+	n := int(d.u32())
+	if n < 0 || n > len(d.rest)/16 {
+		return hello{}, fmt.Errorf("%w: lineage of %v", errBadFrame, frameHello)
+	}
+	for range n {
+		h.lineage = append(h.lineage, history.EpochStart{Epoch: d.u64(), Index: d.u64()})
+	}
+	return h, d.end(frameHello)
+}
+
+func decodeStart(b []byte) (start, error) {
+	d := decoder{rest: b}
+	s := start{tier: history.Tier(d.u8()), reason: d.string(), lsn: d.lsn(), history: d.string(), interval: d.u32(), timeout: d.u32()}
+	return s, d.end(frameStart)
+}
+
+func decodeHeartbeat(b []byte) (heartbeat, error) {
+	d := decoder{rest: b}
+	h := heartbeat{lsn: d.lsn(), at: int64(d.u64())}
+	return h, d.end(frameHeartbeat)
+}
+
+func decodeLSN(t frameType, b []byte) (topology.LSN, error) {
+	d := decoder{rest: b}
+	l := d.lsn()
+	return l, d.end(t)
+}
+
+func decodeInSync(b []byte) (inSync, error) {
+	d := decoder{rest: b}
+	s := inSync{epoch: d.u64(), session: d.u64()}
+	return s, d.end(frameInSync)
+}
+
+func decodeCheckpointBegin(b []byte) (checkpointBegin, error) {
+	d := decoder{rest: b}
+	c := checkpointBegin{lsn: d.lsn(), files: d.u32(), bytes: d.u64()}
+	return c, d.end(frameCheckpointBegin)
+}
+
+func decodeFileBegin(b []byte) (fileBegin, error) {
+	d := decoder{rest: b}
+	f := fileBegin{name: d.string(), size: d.u64()}
+	return f, d.end(frameFileBegin)
+}
+
+func decodeString(t frameType, b []byte) (string, error) {
+	d := decoder{rest: b}
+	s := d.string()
+	return s, d.end(t)
+}
+
+func decodeU32(t frameType, b []byte) (uint32, error) {
+	d := decoder{rest: b}
+	n := d.u32()
+	return n, d.end(t)
+}
+
+func decodeRefusal(b []byte) (refusal, error) {
+	d := decoder{rest: b}
+	r := refusal{reason: d.string(), message: d.string()}
+	return r, d.end(frameError)
+}

@@ -1,0 +1,108 @@
+// Package replication keeps copies of a partition's log on other nodes: it
+// streams batches from a master to its replicas, picks the cheapest way in which
+// a replica can catch up, and knows which writes every in-sync replica has.
+//
+// A replica connects to its master and upgrades the connection with a line of
+// the text protocol (FollowRequest); frames follow in both directions:
+//
+//	replica                         master
+//	HELLO (position, lineage)  ->
+//	                           <-   START (tier, master's position), or ERROR
+//	                           <-   with tier checkpoint: CHECKPOINT_BEGIN,
+//	                                FILE_BEGIN, FILE_DATA..., FILE_END, ..., CHECKPOINT_DONE
+//	ALIVE ...                  ->   while it installs the copy
+//	                           <-   BATCH ...
+//	ACK (position)             ->   what it has applied
+//	                           <-   IN_SYNC (epoch, session)
+//	                           <-   HEARTBEAT (position, time)
+//
+// Both sides send something at least every interval that START names, and give
+// up a connection that was silent for longer than the timeout that it names.
+//
+// What is decided is in Leader and in package history, which know no sockets
+// and no clock; Source and Follower carry it out.
+package replication
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/flarekv/flare/agent/replication/history"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// Errors that callers tell apart.
+var (
+	// ErrNotMaster means that this node does not lead the partition (any more).
+	ErrNotMaster = errors.New("not the master")
+	// ErrTimeout means that an in-sync replica did not acknowledge in time.
+	ErrTimeout = errors.New("replication timeout")
+	// ErrRefused means that the index will not accept a claim to be in sync, however
+	// often it is repeated. FollowerConfig.InSync wraps it.
+	ErrRefused = errors.New("in-sync claim refused")
+)
+
+// Error is a failure with a machine-readable reason.
+type Error struct {
+	Reason string
+	Err    error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// reasonOf returns the reason of an error, or the general one.
+func reasonOf(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Reason
+	}
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	}
+	return "connection_failed"
+}
+
+// Conn is a connection; net.Conn is one.
+type Conn interface {
+	io.ReadWriteCloser
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
+// patientReader reads from a connection as long as each read brings something
+// within its patience.
+type patientReader struct {
+	conn     Conn
+	patience time.Duration
+}
+
+func (r *patientReader) Read(p []byte) (int, error) {
+	if err := r.conn.SetReadDeadline(time.Now().Add(r.patience)); err != nil {
+		return 0, err
+	}
+	return r.conn.Read(p)
+}
+
+// Log is what a master needs of its database.
+type Log interface {
+	Position() history.Position
+	// Oldest returns the index of the oldest batch that is retained.
+	Oldest() (uint64, error)
+	Tail(after topology.LSN) (history.Tail, error)
+	Snapshot() (history.Snapshot, error)
+	// CommittedAt tells about when a batch was committed; zero if unknown.
+	CommittedAt(index uint64) time.Time
+}
+
+// Store is what a replica needs of its database.
+type Store interface {
+	Position() history.Position
+	Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error)
+	IncomingDir() (string, error)
+	Replace(dir string) error
+}

@@ -1,0 +1,688 @@
+package replication
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/flarekv/flare/agent/replication/history"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+const (
+	// DefaultTimeout is the default of SourceConfig.Timeout.
+	DefaultTimeout = 2 * time.Second
+	// giveUpFactor times the timeout is how long a write waits for its replicas.
+	giveUpFactor = 3
+	// handshakeTimeout bounds the exchange before START.
+	handshakeTimeout = 5 * time.Second
+	// heartbeatInterval is the longest interval between two signs of life.
+	heartbeatInterval = 500 * time.Millisecond
+	// tickInterval is how often the leader looks for overdue members.
+	tickInterval = 50 * time.Millisecond
+	// sendBatches is how many batches are sent before anything else gets its turn.
+	sendBatches = 256
+)
+
+// SourceConfig configures a Source. The functions are asked anew each time, so
+// that what they return can change at run time.
+type SourceConfig struct {
+	Self string // node key
+
+	// Timeout is after how long a silent replica keeps nobody waiting any more.
+	Timeout func() time.Duration
+	// Behind asks the index to take a replica for out of sync.
+	Behind func(ctx context.Context, replica string, epoch, session uint64) error
+
+	CopyBandwidth   func() int64         // bytes per second for checkpoints, 0 for no limit; may be nil
+	StreamBandwidth func() int64         // bytes per second for batches, 0 for no limit; may be nil
+	StreamInterval  func() time.Duration // least time between two sends to a replica, 0 for none; may be nil
+
+	Logger *slog.Logger
+}
+
+// Source is the master's side of replication: it feeds all followers and lets
+// writes wait for those that are in sync.
+type Source struct {
+	log Log
+	cfg SourceConfig
+
+	slot chan struct{} // taken while a checkpoint is made and sent
+
+	mu      sync.Mutex
+	leader  Leader
+	waiters []*waiter // ascending by LSN, waiters[:0] first to be served
+	feeds   map[string]*feed
+	lastID  uint64
+	stop    context.CancelFunc // ends what belongs to the current leadership
+	changed chan struct{}      // nil if nobody waits
+	inSync  []string           // of leader, when changed was last closed for it
+}
+
+// waiter is one call of Wait.
+type waiter struct {
+	lsn   topology.LSN
+	since time.Time
+	done  chan error // one answer
+	gone  bool       // nobody waits any more; guarded by Source.mu
+}
+
+var waiters = sync.Pool{New: func() any { return &waiter{done: make(chan error, 1)} }}
+
+// NewSource returns a source that does not lead yet.
+func NewSource(log Log, cfg SourceConfig) *Source {
+	if cfg.Timeout == nil {
+		cfg.Timeout = func() time.Duration { return DefaultTimeout }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Source{log: log, cfg: cfg, slot: make(chan struct{}, 1), feeds: map[string]*feed{}}
+}
+
+func (s *Source) timeout() time.Duration {
+	if d := s.cfg.Timeout(); d > 0 {
+		return d
+	}
+	return DefaultTimeout
+}
+
+// interval is how often each side shows that it is alive.
+func (s *Source) interval() time.Duration { return min(heartbeatInterval, s.timeout()/4) }
+
+// Lead takes over a node map in which this node is the master of its partition
+// in the epoch, which the log must have begun already. Call it on every map.
+func (s *Source) Lead(epoch uint64, slaves []Member) {
+	head := s.log.Position().LSN
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		s.stop = cancel
+		go s.watch(ctx)
+	}
+	s.leader.Committed(head)
+	s.perform(s.leader.Lead(epoch, slaves, time.Now()))
+	s.settle()
+}
+
+// StepDown ends the leadership: followers are sent away and waiting writes fail
+// with ErrNotMaster.
+func (s *Source) StepDown() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop == nil {
+		return
+	}
+	s.stop()
+	s.stop = nil
+	s.leader.StepDown()
+	for _, f := range s.feeds {
+		f.cancel(fmt.Errorf("serve %s: %w", f.key, ErrNotMaster))
+	}
+	for _, w := range s.waiters {
+		w.answer(ErrNotMaster)
+	}
+	s.waiters = nil
+	s.notify()
+}
+
+// Wait returns when every in-sync replica has applied the log up to lsn: with nil,
+// or with ErrTimeout, ErrNotMaster or the context's error if it is not known to be so.
+func (s *Source) Wait(ctx context.Context, lsn topology.LSN) error {
+	s.mu.Lock()
+	if s.stop == nil {
+		s.mu.Unlock()
+		return ErrNotMaster
+	}
+	s.leader.Committed(lsn)
+	if stable, any := s.leader.Stable(); !any || !stable.Less(lsn) {
+		s.mu.Unlock()
+		return nil
+	}
+	w := waiters.Get().(*waiter)
+	w.lsn, w.since, w.gone = lsn, time.Now(), false
+	at := len(s.waiters)
+	for at > 0 && lsn.Less(s.waiters[at-1].lsn) {
+		at--
+	}
+	s.waiters = slices.Insert(s.waiters, at, w)
+	s.mu.Unlock()
+
+	select {
+	case err := <-w.done:
+		waiters.Put(w)
+		return err
+	case <-ctx.Done():
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		w.gone = true // whoever removes it drops it
+		return ctx.Err()
+	}
+}
+
+// answer needs Source.mu.
+func (w *waiter) answer(err error) {
+	if !w.gone {
+		w.done <- err
+	}
+}
+
+// settle answers the waiters that need not wait any more; it needs mu.
+func (s *Source) settle() {
+	stable, any := s.leader.Stable()
+	n := 0
+	for ; n < len(s.waiters); n++ {
+		w := s.waiters[n]
+		if any && stable.Less(w.lsn) && !w.gone {
+			break
+		}
+		w.answer(nil)
+	}
+	clear(s.waiters[:n])
+	if s.waiters = s.waiters[n:]; len(s.waiters) == 0 {
+		s.waiters = nil
+	}
+	if set := s.leader.InSync(); !slices.Equal(set, s.inSync) {
+		s.inSync = set
+		s.notify()
+	}
+}
+
+// Notify returns a channel that is closed when a replica next connects,
+// disconnects, begins to catch up or gets in or out of sync.
+func (s *Source) Notify() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.changed
+}
+
+func (s *Source) notify() {
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// watch looks for overdue members and writes until the leadership ends.
+func (s *Source) watch(ctx context.Context) {
+	ticker := time.NewTicker(tickInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		s.tick(ctx, time.Now())
+	}
+}
+
+func (s *Source) tick(ctx context.Context, now time.Time) {
+	timeout := s.timeout()
+	head := s.log.Position().LSN
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
+	s.waiters = slices.DeleteFunc(s.waiters, func(w *waiter) bool {
+		if now.Sub(w.since) >= giveUpFactor*timeout {
+			w.answer(ErrTimeout)
+			return true
+		}
+		return w.gone
+	})
+	var oldest topology.LSN
+	var since time.Time
+	if len(s.waiters) > 0 {
+		oldest, since = s.waiters[0].lsn, s.waiters[0].since
+	}
+	s.leader.Committed(head)
+	for _, e := range s.leader.Tick(now, timeout, oldest, since) {
+		if e.Behind != nil {
+			go s.leaveBehind(ctx, *e.Behind)
+			continue
+		}
+		s.perform([]Effect{e})
+	}
+	s.settle()
+}
+
+// leaveBehind asks the index once. The leader asks again if it has to.
+func (s *Source) leaveBehind(ctx context.Context, b Behind) {
+	log := s.cfg.Logger.With("replica", b.Key, "epoch", b.Epoch, "session", b.Session)
+	log.Warn("in-sync replica keeps writes waiting, asking the index to leave it behind")
+	err := errors.New("no index is configured")
+	if s.cfg.Behind != nil {
+		err = s.cfg.Behind(ctx, b.Key, b.Epoch, b.Session)
+	}
+	if err != nil && ctx.Err() == nil {
+		log.Warn("index did not agree to leave a replica behind", "err", err)
+		select {
+		case <-time.After(5 * tickInterval):
+		case <-ctx.Done():
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
+	if err == nil {
+		log.Warn("replica is left behind, writes go on without it")
+	}
+	s.perform(s.leader.BehindDone(b, err == nil, time.Now()))
+	s.settle()
+}
+
+// perform hands grants to their feeds; it needs mu. Only Tick has other effects.
+func (s *Source) perform(effects []Effect) {
+	for _, e := range effects {
+		if f := s.feeds[e.Grant.Key]; f != nil && f.id == e.Grant.Conn {
+			f.grant = e.Grant
+			f.poke()
+		}
+	}
+}
+
+// ReplicaStatus is what the master knows of a replica.
+type ReplicaStatus struct {
+	Key        string
+	Connected  bool
+	InSync     bool // writes wait for it
+	Acked      topology.LSN
+	LagBatches uint64
+	Lag        time.Duration // age of the oldest batch it lacks
+	Tier       history.Tier  // of its last catch-up
+	Reason     string        // of that tier
+	BytesDone  uint64        // of a running checkpoint copy
+	BytesTotal uint64
+}
+
+// Replicas returns the status of all replicas, sorted by key.
+func (s *Source) Replicas() []ReplicaStatus {
+	head := s.log.Position().LSN
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]ReplicaStatus, 0, len(s.leader.members))
+	for i := range s.leader.members {
+		m := &s.leader.members[i]
+		r := ReplicaStatus{Key: m.key, Connected: m.conn != 0, InSync: m.waited() && !m.joining, Acked: m.acked}
+		if m.acked.Index < head.Index {
+			r.LagBatches = head.Index - m.acked.Index
+			if at := s.log.CommittedAt(m.acked.Index + 1); !at.IsZero() {
+				r.Lag = max(now.Sub(at), 0)
+			}
+		}
+		if f := s.feeds[m.key]; f != nil {
+			r.Tier, r.Reason, r.BytesDone, r.BytesTotal = f.tier, f.reason, f.bytesDone, f.bytesTotal
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
+// feed is one follower's connection.
+type feed struct {
+	key    string
+	id     uint64
+	cancel context.CancelCauseFunc
+	wake   chan struct{} // something of the below changed
+
+	// Guarded by Source.mu.
+	grant                 *Grant // to be sent
+	tier                  history.Tier
+	reason                string
+	bytesDone, bytesTotal uint64
+	acked                 topology.LSN
+}
+
+func (f *feed) poke() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Serve feeds a follower until the connection, the context or the leadership
+// ends. It is called after the upgrade line was read and answered with OK; it
+// closes the connection.
+func (s *Source) Serve(ctx context.Context, conn Conn, req FollowRequest) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+
+	log := s.cfg.Logger.With("replica", req.Self)
+	in := &patientReader{conn, handshakeTimeout}
+	err := s.serve(ctx, cancel, conn, in, req, log)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	var refused *Error
+	if errors.As(err, &refused) || errors.Is(err, ErrNotMaster) {
+		// Best effort, if the connection is still there: the follower learns why.
+		reason := "not_master"
+		if refused != nil {
+			reason = refused.Reason
+		}
+		conn.SetWriteDeadline(time.Now().Add(time.Second))
+		var frame bytes.Buffer
+		writeFrame(&frame, frameError, refusal{reason, err.Error()}.encode())
+		conn.Write(frame.Bytes())
+	}
+	return fmt.Errorf("serve %s: %w", req.Self, err)
+}
+
+func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn Conn, in *patientReader, req FollowRequest, log *slog.Logger) error {
+	r, w := bufio.NewReaderSize(in, 4<<10), bufio.NewWriterSize(conn, 64<<10)
+	t, payload, err := readFrame(r)
+	if err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	if t != frameHello {
+		return fmt.Errorf("handshake: %w: %v, want %v", errBadFrame, t, frameHello)
+	}
+	h, err := decodeHello(payload)
+	if err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+
+	pos := s.log.Position()
+	if pos.Partition != req.Partition {
+		return &Error{"wrong_partition", fmt.Errorf("partition %d is asked for, this node has %d", req.Partition, pos.Partition)}
+	}
+	f, err := s.connect(req.Self, cancel)
+	if err != nil {
+		return err
+	}
+	defer s.disconnect(f)
+
+	peer := req.peer(h)
+	oldest, err := s.log.Oldest()
+	if err != nil {
+		return err
+	}
+	tier, reason := history.Choose(pos, oldest, peer, h.full)
+	if tier == history.TierNone {
+		return &Error{reason, fmt.Errorf("replica is at %v, this node at %v: a newer master must exist", peer.LSN, pos.LSN)}
+	}
+	var tail history.Tail
+	if tier == history.TierWAL {
+		tail, err = s.log.Tail(peer.LSN)
+		switch {
+		case errors.Is(err, history.ErrPurged):
+			tier, reason = history.TierCheckpoint, "purged"
+		case err != nil:
+			return err
+		default:
+			defer func() { tail.Close() }()
+		}
+	}
+	log.Info("replica connected", "lsn", peer.LSN, "master_lsn", pos.LSN, "tier", tier.String(), "reason", reason)
+	s.setTier(f, tier, reason)
+
+	interval, timeout := s.interval(), s.timeout()
+	if err := writeFrame(w, frameStart, start{tier, reason, pos.LSN, pos.History, uint32(interval.Milliseconds()), uint32(timeout.Milliseconds())}.encode()); err != nil {
+		return err
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+
+	// From here on the follower is read by a goroutine of its own, which ends
+	// everything when it has been silent for too long. That also ends a write
+	// that a follower does not read.
+	in.patience = timeout
+	reading := make(chan struct{})
+	go func() {
+		defer close(reading)
+		cancel(s.receive(r, f))
+	}()
+	defer func() { // LIFO: before disconnect
+		conn.Close()
+		<-reading
+	}()
+
+	from := peer.LSN
+	sender := &sender{s: s, ctx: ctx, w: w, interval: interval}
+	release := func() {}
+	if tier == history.TierCheckpoint {
+		snap, err := sender.copy(f, log)
+		if err != nil {
+			return fmt.Errorf("checkpoint: %w", err)
+		}
+		release = sync.OnceFunc(snap.Release)
+		defer release()
+		if tail, err = s.log.Tail(snap.LSN); err != nil {
+			return err
+		}
+		defer func() { tail.Close() }()
+		from = snap.LSN
+	}
+	s.streams(f, tier, from)
+	return sender.stream(f, tail, release)
+}
+
+// connect registers a follower's connection and ends an older one.
+func (s *Source) connect(key string, cancel context.CancelCauseFunc) (*feed, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop == nil {
+		return nil, ErrNotMaster
+	}
+	if old := s.feeds[key]; old != nil {
+		old.cancel(errors.New("replica connected anew"))
+	}
+	s.lastID++
+	f := &feed{key: key, id: s.lastID, cancel: cancel, wake: make(chan struct{}, 1)}
+	s.feeds[key] = f
+	s.leader.Connect(key, f.id, time.Now())
+	s.notify()
+	return f, nil
+}
+
+func (s *Source) disconnect(f *feed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.feeds[f.key] == f {
+		delete(s.feeds, f.key)
+	}
+	s.leader.Disconnect(f.key, f.id)
+	s.settle()
+}
+
+func (s *Source) setTier(f *feed, tier history.Tier, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.tier, f.reason = tier, reason
+	s.notify()
+}
+
+// streams tells the leader that the follower receives the log. After a copy it
+// has nothing until it says so.
+func (s *Source) streams(f *feed, tier history.Tier, from topology.LSN) {
+	if tier == history.TierCheckpoint {
+		from = topology.LSN{}
+	}
+	head := s.log.Position().LSN
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leader.Committed(head)
+	s.perform(s.leader.Streams(f.key, f.id, from, time.Now()))
+	s.settle()
+}
+
+// receive reads what a follower says.
+func (s *Source) receive(r *bufio.Reader, f *feed) error {
+	for {
+		t, payload, err := readFrame(r)
+		if err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+		switch t {
+		case frameAlive:
+			s.mu.Lock()
+			s.leader.Heard(f.key, f.id, time.Now())
+			s.mu.Unlock()
+		case frameAck:
+			lsn, err := decodeLSN(t, payload)
+			if err != nil {
+				return fmt.Errorf("receive: %w", err)
+			}
+			pos := s.log.Position()
+			if pos.Locate(lsn) != history.Same {
+				return fmt.Errorf("receive: %v of %v, which is not of this log at %v", t, lsn, pos.LSN)
+			}
+			s.mu.Lock()
+			f.acked = lsn
+			s.leader.Committed(pos.LSN)
+			s.perform(s.leader.Ack(f.key, f.id, lsn, time.Now()))
+			s.settle()
+			s.mu.Unlock()
+			f.poke()
+		default:
+			return fmt.Errorf("receive: %w: unexpected %v", errBadFrame, t)
+		}
+	}
+}
+
+// sender is the only one who writes to a follower.
+type sender struct {
+	s        *Source
+	ctx      context.Context
+	w        *bufio.Writer
+	interval time.Duration
+	limit    limiter
+	beat     time.Time // last heartbeat between batches
+}
+
+func (c *sender) send(t frameType, payload []byte) error {
+	if err := writeFrame(c.w, t, payload); err != nil {
+		return fmt.Errorf("send %v: %w", t, err)
+	}
+	return nil
+}
+
+// heartbeat tells the position and that we are alive.
+func (c *sender) heartbeat() error {
+	if err := c.send(frameHeartbeat, heartbeat{c.s.log.Position().LSN, time.Now().UnixNano()}.encode()); err != nil {
+		return err
+	}
+	return c.w.Flush()
+}
+
+// stream sends batches as they come. release is called once the follower has
+// caught up for the first time.
+func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
+	ticker := time.NewTicker(c.interval)
+	defer ticker.Stop()
+	for {
+		moved := tail.Moved()
+		any, more, err := c.batches(tail)
+		if err != nil {
+			return err
+		}
+		c.s.mu.Lock()
+		grant, acked := f.grant, f.acked
+		f.grant = nil
+		c.s.mu.Unlock()
+		if grant != nil {
+			if err := c.send(frameInSync, inSync{grant.Epoch, grant.Session}.encode()); err != nil {
+				return err
+			}
+		}
+		if err := c.w.Flush(); err != nil {
+			return fmt.Errorf("send: %w", err)
+		}
+		if !acked.IsZero() && c.s.log.Position().LSN.Index-acked.Index <= joinLag {
+			release()
+		}
+		if any && c.s.cfg.StreamInterval != nil {
+			if err := c.pause(c.s.cfg.StreamInterval()); err != nil {
+				return err
+			}
+		}
+		if more {
+			continue
+		}
+		select {
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		case <-moved:
+		case <-f.wake:
+		case <-ticker.C:
+			if err := c.heartbeat(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// batches sends the batches there are, up to a bound. It tells whether there were
+// any and whether there may be more.
+func (c *sender) batches(tail history.Tail) (any, more bool, err error) {
+	for range sendBatches {
+		b, ok, err := tail.TryNext()
+		if err != nil || !ok {
+			return any, false, err
+		}
+		any = true
+		if err := c.send(frameBatch, b.Data); err != nil {
+			return any, false, err
+		}
+		if err := c.limited(c.s.cfg.StreamBandwidth, len(b.Data)); err != nil {
+			return any, false, err
+		}
+	}
+	// A follower that catches up has to learn how far it must go.
+	if now := time.Now(); now.Sub(c.beat) >= c.interval {
+		c.beat = now
+		return any, true, c.heartbeat()
+	}
+	return any, true, nil
+}
+
+// limited waits as long as the bandwidth demands after n bytes.
+func (c *sender) limited(bandwidth func() int64, n int) error {
+	if bandwidth == nil {
+		return nil
+	}
+	d := c.limit.take(bandwidth(), n, time.Now())
+	if d <= 0 {
+		return nil
+	}
+	if err := c.w.Flush(); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	return c.pause(d)
+}
+
+// pause waits, with signs of life.
+func (c *sender) pause(d time.Duration) error {
+	for d > 0 {
+		step := min(d, c.interval)
+		select {
+		case <-time.After(step):
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		}
+		if d -= step; d > 0 {
+			if err := c.heartbeat(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
