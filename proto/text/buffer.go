@@ -20,7 +20,7 @@ const (
 // errLongLine is what line returns for a line above the limit; the line is then being discarded.
 var errLongLine = errors.New("line too long")
 
-// input reads lines and data blocks. A slice it returns is valid until the next call of reset, fill or line.
+// input reads lines and data blocks. A slice it returns is valid until the next call of any of its methods that reads.
 type input struct {
 	r       io.Reader
 	maxLine int // bytes without the line end

@@ -475,3 +475,16 @@ func TestRequestRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+func TestResetGivesBackKeys(t *testing.T) {
+	var req Request
+	r := NewReader(strings.NewReader("get "+strings.Repeat("a ", 5000)+"\r\nping\r\n"), Options{})
+	for range 2 {
+		if err := r.ReadRequest(&req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if cap(req.Keys) > 1024 {
+		t.Errorf("room for %d keys kept", cap(req.Keys))
+	}
+}

@@ -106,9 +106,17 @@ type Replicate struct {
 	Proto     int // version of the stream protocol
 }
 
-// Reset empties the request but keeps its slices' memory.
+// Reset empties the request but keeps its slices' memory, unless that grew out of proportion.
 func (r *Request) Reset() {
-	*r = Request{Keys: r.Keys[:0], Args: r.Args[:0]}
+	const keep = 1024
+	keys, args := r.Keys[:0], r.Args[:0]
+	if cap(keys) > keep {
+		keys = nil
+	}
+	if cap(args) > keep {
+		args = nil
+	}
+	*r = Request{Keys: keys, Args: args}
 }
 
 // Clone returns a copy that shares no memory with the reader the request came from.
