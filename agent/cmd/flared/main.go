@@ -1,0 +1,156 @@
+// Command flared is the storage node: it serves the memcached text protocol and
+// flare's node protocol.
+//
+// Exit codes: 0 after leaving in good order, 1 when something failed at run
+// time, 2 when the command line or the configuration file is wrong.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/flarekv/flare/agent/node"
+	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/storage"
+)
+
+// version is set by the build with -ldflags "-X main.version=...".
+var version = "2.0.0-dev"
+
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	fs := flag.NewFlagSet("flared", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.Usage = func() {
+		fmt.Fprintf(stderr, "usage: flared --data-dir DIR --index-servers HOST:PORT[,HOST:PORT...] [--config FILE] [options]\n\n")
+		fs.PrintDefaults()
+	}
+	config := fs.String("config", "", "read options from `file` (name = value); the command line wins")
+	showVersion := fs.Bool("version", false, "print the version and exit")
+	line := options.Flags(fs)
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return exitUsage
+	}
+	if *showVersion {
+		fmt.Fprintf(stdout, "flared %s\n", version)
+		return 0
+	}
+	if fs.NArg() > 0 {
+		fmt.Fprintf(stderr, "flared: unexpected argument %q: options begin with --\n", fs.Arg(0))
+		return exitUsage
+	}
+
+	var level slog.LevelVar
+	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: &level}))
+	settings, opts, err := node.LoadSettings(*config, line, logger)
+	if err != nil {
+		fmt.Fprintf(stderr, "flared: %v\n", err)
+		return exitUsage
+	}
+	if opts.ServerName == "" {
+		if opts.ServerName, err = os.Hostname(); err != nil {
+			fmt.Fprintf(stderr, "flared: host name: %v; give --server-name\n", err)
+			return exitUsage
+		}
+	}
+	level.Set(opts.LogLevel)
+	if err := serve(opts, settings, &level, logger); err != nil {
+		logger.Error("flared failed", "error", err)
+		return exitFailure
+	}
+	return 0
+}
+
+// serve runs the node until a signal ends it.
+func serve(opts options.Options, settings *node.Settings, level *slog.LevelVar, logger *slog.Logger) (err error) {
+	// Signals are taken from here on, so that none ends the process half way.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	logger.Info("starting", "version", version, "node", opts.ServerName+":"+strconv.Itoa(opts.ServerPort),
+		"data_dir", opts.DataDir, "index_servers", opts.IndexServers)
+	listener, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(opts.ServerPort)))
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	defer listener.Close()
+	db, err := storage.Open(storage.Options{
+		Dir:           opts.DataDir,
+		SyncWrites:    opts.RocksDB.SyncWrites,
+		WALTTL:        time.Duration(opts.RocksDB.WALTTLSeconds) * time.Second,
+		WALSizeLimit:  opts.RocksDB.WALSizeLimitMB << 20,
+		MaxBatchBytes: int(opts.RocksDB.WALMaxBatchBytes),
+		BlockCache:    opts.BlockCacheSizeMB << 20,
+		Logger:        logger,
+	})
+	if err != nil {
+		return fmt.Errorf("open database: %w", err)
+	}
+	defer func() {
+		if cerr := db.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("close database: %w", cerr)
+		}
+		logger.Info("stopped")
+	}()
+
+	server, err := node.New(node.Config{
+		Options: opts, Settings: settings, DB: db, Listener: listener,
+		Version: version, LogLevel: level, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, leave := context.WithCancel(context.Background())
+	defer leave()
+	var handler sync.WaitGroup
+	defer handler.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	handler.Go(func() {
+		leaving := false
+		for {
+			select {
+			case <-done:
+				return
+			case sig := <-signals:
+				switch {
+				case sig == syscall.SIGHUP:
+					if err := server.Reload(); err != nil {
+						logger.Error("configuration was not reloaded", "error", err)
+					}
+				case leaving:
+					logger.Warn("stopping at once", "signal", sig.String())
+					server.Abort()
+				default:
+					logger.Info("stopping", "signal", sig.String())
+					leaving = true
+					leave()
+				}
+			}
+		}
+	})
+	return server.Run(ctx)
+}

@@ -1,0 +1,341 @@
+package node
+
+import (
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/flarekv/flare/proto/text"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+const (
+	// flushSize is how much output is collected before it is written although
+	// more requests are at hand.
+	flushSize = 64 << 10
+	// maxPending bounds the unfinished requests of one connection.
+	maxPending = 256
+	// maxWriteTime is how long a client may take to accept output.
+	maxWriteTime = time.Minute
+	// drainGrace is how long a stopping node waits for one more request on a
+	// connection before it closes it.
+	drainGrace = 150 * time.Millisecond
+)
+
+// A conn is one connection from a client, a node or the index. All of it
+// belongs to the goroutine that serves it, except the atomic fields.
+//
+// Requests are executed as they are read. What has to be waited for - another
+// node's answer, the replicas' acknowledgement - leaves a place in the output
+// and is settled when there is nothing more to read, so that pipelined
+// requests share the waiting. Requests for one key are never reordered.
+type conn struct {
+	s  *Server
+	nc net.Conn
+	r  *text.Reader
+	w  writer
+
+	req     text.Request
+	out     []byte // answers not yet written
+	spare   []byte
+	pending []pending // places in out, in order
+
+	head      []byte // first bytes of the last read, for logs
+	reserved  bool   // beyond the limit for clients: other nodes and the index only
+	lastFlush error
+
+	draining  atomic.Bool
+	streaming atomic.Bool // handed over to replication
+}
+
+// A pending is a place in the output whose content is not known yet.
+type pending struct {
+	kind pendingKind
+	at   int // offset in out
+	size int // pendingCommit: length of the answer at at, which holds once lsn is replicated
+
+	lsn  topology.LSN  // pendingCommit
+	hash uint64        // of the key
+	req  *text.Request // otherwise; owned
+	call *call         // may be nil
+	node string        // that call went to
+}
+
+type pendingKind uint8
+
+const (
+	pendingCommit pendingKind = iota
+	pendingWrite
+	pendingRead
+)
+
+func newConn(s *Server, nc net.Conn) *conn {
+	c := &conn{s: s, nc: nc}
+	c.w.init(s)
+	c.r = text.NewReader(c, s.readerOptions())
+	return c
+}
+
+// Read gives the reader more input. It is only called when everything read so
+// far is used up, which makes it the place to write what was answered.
+func (c *conn) Read(p []byte) (int, error) {
+	if err := c.flush(); err != nil {
+		return 0, err
+	}
+	deadline := time.Now().Add(c.s.live.Load().NetReadTimeout)
+	c.nc.SetReadDeadline(deadline)
+	if c.draining.Load() {
+		if end := c.s.drainEnd(); time.Now().After(end) {
+			return 0, io.EOF
+		}
+		c.nc.SetReadDeadline(time.Now().Add(drainGrace))
+	}
+	n, err := c.nc.Read(p)
+	c.s.counters.traffic.read.Add(uint64(n))
+	c.head = append(c.head[:0], p[:min(n, 32)]...)
+	return n, err
+}
+
+// drain asks the connection to end as soon as its client pauses.
+func (c *conn) drain() {
+	c.draining.Store(true)
+	c.nc.SetReadDeadline(time.Now().Add(drainGrace))
+}
+
+// serve answers requests until the connection ends. It closes nothing.
+func (c *conn) serve() {
+	for {
+		err := c.r.ReadRequest(&c.req)
+		var problem *text.ProtocolError
+		switch {
+		case err == nil:
+		case errors.As(err, &problem):
+			c.s.logGarbage(c, problem)
+			c.out = append(c.out, problem.Reply...)
+			continue
+		default:
+			if errors.Is(err, text.ErrBinary) {
+				c.s.logBinary(c)
+			}
+			c.flush()
+			return
+		}
+		if c.reserved && !c.s.privileged(&c.req) {
+			return
+		}
+		c.reserved = false
+		if !c.dispatch() {
+			c.flush()
+			return
+		}
+		if len(c.out) >= flushSize || len(c.pending) >= maxPending {
+			if c.flush() != nil {
+				return
+			}
+		}
+	}
+}
+
+// privileged tells whether a request comes from the index or another node.
+func (s *Server) privileged(req *text.Request) bool {
+	return req.Proxied || req.Command == text.CmdPing || req.Command == text.CmdNodeSync || req.Command == text.CmdReplicate
+}
+
+// dispatch executes one request; false ends the connection.
+func (c *conn) dispatch() bool {
+	req := &c.req
+	switch cmd := req.Command; {
+	case cmd == text.CmdGet || cmd == text.CmdGets:
+		c.get()
+		return true
+	case cmd.IsWrite():
+		c.write()
+		return true
+	}
+	// What follows may look at or change more than one key.
+	c.settle()
+	return c.s.command(c, req)
+}
+
+// get answers get and gets, key by key.
+func (c *conn) get() {
+	withVersion := c.req.Command == text.CmdGets
+	t := c.s.maps.table()
+	for _, key := range c.req.Keys {
+		hash := c.s.hash(key)
+		c.order(hash, false)
+		switch r := t.routeRead(key, c.req.Via, nil, rand.Uint32()); r.action {
+		case actLocal:
+			var found bool
+			var err error
+			c.out, found, err = c.s.readLocal(c.out, key, withVersion)
+			if err != nil {
+				c.postponeRead(key, hash, "")
+				continue
+			}
+			c.s.counters.get(found)
+		case actForward, actWait:
+			c.postponeRead(key, hash, r.to)
+		default:
+			c.s.counters.get(false)
+		}
+		if len(c.out) >= flushSize || len(c.pending) >= maxPending {
+			if c.flush() != nil {
+				return
+			}
+		}
+	}
+	c.out = append(c.out, text.ReplyEnd...)
+}
+
+func (c *conn) postponeRead(key []byte, hash uint64, node string) {
+	req := &text.Request{
+		Command: c.req.Command,
+		Proxied: c.req.Proxied,
+		Via:     c.req.Via,
+		Keys:    [][]byte{slices.Clone(key)},
+	}
+	p := pending{kind: pendingRead, at: len(c.out), hash: hash, req: req, node: node}
+	if node != "" {
+		p.call = c.s.forward(node, req, c.s.clock())
+	}
+	c.pending = append(c.pending, p)
+}
+
+// write answers every command that changes one key.
+func (c *conn) write() {
+	req := &c.req
+	c.s.counters.write(req.Command)
+	hash := c.s.hash(req.Key())
+	c.order(hash, true)
+	at := len(c.out)
+	node := ""
+	switch r := c.s.maps.table().routeWrite(req.Key(), req.Via); r.action {
+	case actLocal:
+		out, lsn, state, reason := c.w.write(c.out, req, r.partition)
+		switch state {
+		case gateOpen:
+			c.out = out
+			if req.NoReply {
+				c.out = c.out[:at]
+			} else if !lsn.IsZero() && c.s.replicated(req) {
+				c.pending = append(c.pending, pending{kind: pendingCommit, at: at, size: len(c.out) - at, lsn: lsn, hash: hash})
+			}
+			return
+		case gateRefuse:
+			c.fail(text.AppendServerError(c.out, reason))
+			return
+		}
+	case actForward:
+		node = r.to
+	case actNoPartition:
+		c.fail(append(c.out, text.ReplyNoPartition...))
+		return
+	case actLoop:
+		c.fail(append(c.out, replyRoutingLoop...))
+		return
+	}
+	p := pending{kind: pendingWrite, at: at, hash: hash, req: req.Clone(), node: node}
+	if node != "" {
+		p.call = c.s.forward(node, req, c.s.clock())
+	}
+	c.pending = append(c.pending, p)
+}
+
+// fail takes over out with an error line appended, unless no answer is wanted.
+func (c *conn) fail(out []byte) {
+	if !c.req.NoReply {
+		c.out = out
+	}
+}
+
+// order settles everything pending if it contains a request for the same key
+// that must not be overtaken.
+func (c *conn) order(hash uint64, write bool) {
+	for i := range c.pending {
+		p := &c.pending[i]
+		if p.hash == hash && (p.kind == pendingWrite || write && p.kind == pendingRead) {
+			c.settle()
+			return
+		}
+	}
+}
+
+// settle waits for everything pending and puts the answers in their places.
+func (c *conn) settle() {
+	if len(c.pending) == 0 {
+		return
+	}
+	// One wait, for the last position, covers all commits.
+	var high topology.LSN
+	rebuild := false
+	for i := range c.pending {
+		if high.Less(c.pending[i].lsn) {
+			high = c.pending[i].lsn
+		}
+		rebuild = rebuild || c.pending[i].kind != pendingCommit
+	}
+	failed := !high.IsZero() && c.s.awaitReplicas(high) != nil
+	if !rebuild && !failed {
+		c.pending = c.pending[:0]
+		return
+	}
+	deadline := time.Now().Add(c.s.failoverWait)
+	dst, from := c.spare[:0], 0
+	for i := range c.pending {
+		p := &c.pending[i]
+		dst = append(dst, c.out[from:p.at]...)
+		from = p.at
+		switch p.kind {
+		case pendingCommit:
+			from += p.size
+			if failed {
+				dst = append(dst, text.ReplyReplicationTime...)
+			} else {
+				dst = append(dst, c.out[p.at:from]...)
+			}
+		case pendingWrite:
+			n := len(dst)
+			dst = c.s.settleWrite(&c.w, dst, p.req, p.call, deadline)
+			if p.req.NoReply {
+				dst = dst[:n]
+			}
+		case pendingRead:
+			var found bool
+			dst, found = c.s.settleRead(dst, p.req, p.call, p.node, deadline)
+			c.s.counters.get(found)
+		}
+	}
+	dst = append(dst, c.out[from:]...)
+	c.out, c.spare = dst, c.out[:0]
+	clear(c.pending)
+	c.pending = c.pending[:0]
+}
+
+// flush writes everything answered so far.
+func (c *conn) flush() error {
+	if c.lastFlush != nil {
+		return c.lastFlush
+	}
+	c.settle()
+	if len(c.out) == 0 {
+		return nil
+	}
+	c.nc.SetWriteDeadline(time.Now().Add(min(c.s.live.Load().NetReadTimeout, maxWriteTime)))
+	n, err := c.nc.Write(c.out)
+	c.s.counters.traffic.written.Add(uint64(n))
+	c.out = c.out[:0]
+	// A large answer must not stay in memory for the rest of the connection.
+	if cap(c.out) > 4*flushSize {
+		c.out = nil
+	}
+	if cap(c.spare) > 4*flushSize {
+		c.spare = nil
+	}
+	c.lastFlush = err
+	return err
+}

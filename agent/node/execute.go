@@ -1,0 +1,306 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/storage"
+	"github.com/flarekv/flare/proto/text"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// replyRoutingLoop refuses a request that came back to a node which forwarded
+// it before: the node maps disagree. It was not executed.
+const replyRoutingLoop = "SERVER_ERROR routing loop\r\n"
+
+// retryPause is the time after which a request that could not be sent is tried
+// again although nothing is known to have changed.
+const retryPause = 100 * time.Millisecond
+
+// readTimeout bounds a read at another node; the next one is asked then.
+const readTimeout = 3 * time.Second
+
+// A writer executes mutations on the local database. It belongs to one
+// goroutine and exists to keep a write free of allocations.
+type writer struct {
+	s   *Server
+	m   mutation
+	now int64
+	out outcome
+	fn  func(storage.Entry) storage.Change
+}
+
+func (w *writer) init(s *Server) {
+	w.s = s
+	w.fn = func(e storage.Entry) storage.Change {
+		w.out = decide(e, &w.m, w.now)
+		return w.out.change
+	}
+}
+
+var verbs = map[text.Command]verb{
+	text.CmdSet: verbSet, text.CmdAdd: verbAdd, text.CmdReplace: verbReplace,
+	text.CmdAppend: verbAppend, text.CmdPrepend: verbPrepend, text.CmdCas: verbCas,
+	text.CmdIncr: verbIncr, text.CmdDecr: verbDecr, text.CmdDelete: verbDelete,
+	text.CmdTouch: verbTouch, text.CmdGat: verbGat,
+}
+
+// write executes a request if the gate lets it, and appends its answer to dst.
+// The position is that of the batch to wait for before the answer may be sent,
+// zero if there is nothing to wait for. With a state other than gateOpen
+// nothing happened.
+func (w *writer) write(dst []byte, req *text.Request, partition int) ([]byte, topology.LSN, gateState, string) {
+	state, reason := w.s.gate.enter(partition)
+	if state != gateOpen {
+		return dst, topology.LSN{}, state, reason
+	}
+	w.m = mutation{
+		verb:    verbs[req.Command],
+		flags:   req.Flags,
+		exptime: req.Exptime,
+		delta:   req.Delta,
+		data:    req.Data,
+		limit:   w.s.live.Load().MaxValueSize,
+	}
+	if req.HasVersion && req.Command != text.CmdTouch && req.Command != text.CmdGat {
+		w.m.version = req.Version
+	}
+	w.now = w.s.clock().Unix()
+	// The commit must not be given up half way: the gate counts on it.
+	lsn, err := w.s.db.Update(context.Background(), req.Key(), w.fn)
+	w.s.gate.leave()
+
+	if err != nil {
+		w.s.limited.warn(w.s.logger, "write failed", "command", req.Command.String(), "error", err)
+		lsn = topology.LSN{}
+		dst = append(dst, text.ReplyIOError...)
+	} else {
+		w.s.counters.executed(req.Command, w.out.verdict)
+		dst = w.reply(dst, req)
+	}
+	w.m.data, w.out = nil, outcome{}
+	return dst, lsn, gateOpen, ""
+}
+
+func (w *writer) reply(dst []byte, req *text.Request) []byte {
+	switch w.out.verdict {
+	case verdictStored:
+		return append(dst, text.ReplyStored...)
+	case verdictNotStored:
+		return append(dst, text.ReplyNotStored...)
+	case verdictExists:
+		return append(dst, text.ReplyExists...)
+	case verdictNotFound:
+		return append(dst, text.ReplyNotFound...)
+	case verdictDeleted:
+		return append(dst, text.ReplyDeleted...)
+	case verdictTouched:
+		return append(dst, text.ReplyTouched...)
+	case verdictNumber:
+		return text.AppendNumber(dst, w.out.number)
+	case verdictValue:
+		r := &w.out.record
+		return text.AppendValue(dst, req.Key(), r.Flags, r.Value, 0, false)
+	case verdictTooLarge:
+		return append(dst, text.ReplyTooLarge...)
+	}
+	panic("unreachable: verdict without a reply")
+}
+
+// replicated tells whether a request's answer has to wait for the replicas.
+func (s *Server) replicated(req *text.Request) bool {
+	return req.Sync || !req.Async && s.live.Load().ReplicationType == options.Sync
+}
+
+// awaitReplicas waits until every in-sync replica has the position.
+func (s *Server) awaitReplicas(lsn topology.LSN) error {
+	ctx, cancel := context.WithTimeout(s.ctx, 3*s.live.Load().ReplicationTimeout)
+	defer cancel()
+	if err := s.source.Wait(ctx, lsn); err != nil {
+		s.limited.warn(s.logger, "write was not acknowledged by every in-sync replica",
+			"reason", "replication_timeout", "lsn", lsn.String(), "error", err)
+		return err
+	}
+	return nil
+}
+
+// requestTimeout bounds a request to another node.
+func (s *Server) requestTimeout() time.Duration {
+	return max(5*time.Second, 4*s.live.Load().ReplicationTimeout)
+}
+
+// hash chooses the connection to another node and tells keys apart.
+func (s *Server) hash(key []byte) uint64 { return maphash.Bytes(s.seed, key) }
+
+// forward sends a request on to another node. The request may be reused at once.
+// Answers are always asked for, even when the client wants none: a node must
+// know what is in flight, and an error line that nobody reads would take the
+// place of somebody else's answer.
+func (s *Server) forward(node string, req *text.Request, now time.Time) *call {
+	fwd := *req
+	fwd.NoReply = false
+	fwd.Exptime = text.Expiry(fwd.Exptime, now.Unix())
+	via := append(slices.Clip(req.Via), s.self)
+	c := &call{deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
+	switch req.Command {
+	case text.CmdGet, text.CmdGets:
+		c.shape, c.deadline = shapeValues, now.Add(readTimeout)
+	case text.CmdGat:
+		c.shape = shapeGat
+	}
+	c.request = text.AppendRequest(nil, &fwd, via)
+	s.peers.submit(node, uint32(s.hash(req.Key())>>32), c)
+	return c
+}
+
+// settleWrite brings a write to its end that could not be executed at once: it
+// awaits call if there is one, and otherwise, or when the call was certainly not
+// executed, routes the request by whatever map is in force then, until the
+// deadline. Its answer is appended to dst.
+func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, deadline time.Time) []byte {
+	for {
+		wake := s.changed.wait()
+		failure := text.ReplyProxyFailure
+		pause := time.Until(deadline)
+		if c == nil {
+			switch r := s.maps.table().routeWrite(req.Key(), req.Via); r.action {
+			case actLocal:
+				n := len(dst)
+				var lsn topology.LSN
+				var state gateState
+				var reason string
+				dst, lsn, state, reason = w.write(dst, req, r.partition)
+				switch state {
+				case gateOpen:
+					if !lsn.IsZero() && s.replicated(req) && s.awaitReplicas(lsn) != nil {
+						dst = append(dst[:n], text.ReplyReplicationTime...)
+					}
+					return dst
+				case gateRefuse:
+					return text.AppendServerError(dst, reason)
+				}
+			case actForward:
+				c = s.forward(r.to, req, s.clock())
+			case actNoPartition:
+				return append(dst, text.ReplyNoPartition...)
+			case actLoop:
+				// Whoever sent it here waits for a new map, not everybody in the circle.
+				return append(dst, replyRoutingLoop...)
+			}
+		}
+		if c != nil {
+			select {
+			case <-c.done:
+			case <-s.ctx.Done():
+				return append(dst, text.ReplyProxyError...)
+			}
+			switch {
+			case c.err == nil && !c.found && strings.HasPrefix(replyRoutingLoop, string(c.line)) && len(c.line) == len(replyRoutingLoop)-2:
+				failure = replyRoutingLoop
+			case c.err == nil:
+				return appendCall(dst, req, c)
+			case !errors.Is(c.err, errNotSent):
+				s.limited.warn(s.logger, "forwarded write was not answered", "command", req.Command.String(), "error", c.err)
+				return append(dst, text.ReplyProxyError...)
+			}
+			c = nil
+			pause = min(pause, retryPause)
+		}
+		if time.Until(deadline) <= 0 {
+			return append(dst, failure...)
+		}
+		if !s.pause(wake, pause) {
+			return append(dst, failure...)
+		}
+	}
+}
+
+// pause waits for wake or for the time to pass; false means the server stops.
+func (s *Server) pause(wake <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-wake:
+	case <-timer.C:
+	case <-s.ctx.Done():
+		return false
+	}
+	return true
+}
+
+// appendCall appends another node's answer to a write.
+func appendCall(dst []byte, req *text.Request, c *call) []byte {
+	if c.found {
+		return text.AppendValue(dst, req.Key(), c.record.Flags, c.record.Value, 0, false)
+	}
+	dst = append(dst, c.line...)
+	return append(dst, "\r\n"...)
+}
+
+// readLocal looks a key up in the own database. An error means that another
+// node has to be asked.
+func (s *Server) readLocal(dst, key []byte, withVersion bool) ([]byte, bool, error) {
+	r, found, err := s.db.Get(key)
+	if err != nil {
+		s.limited.warn(s.logger, "read failed", "error", err)
+		return dst, false, err
+	}
+	if !found || expired(r, s.clock().Unix()) {
+		return dst, false, nil
+	}
+	return text.AppendValue(dst, key, r.Flags, r.Value, r.Version, withVersion), true, nil
+}
+
+// settleRead brings the read of one key to its end, like settleWrite. Unlike a
+// write it may be repeated, so it tries every node that can answer. What
+// nobody answers until the deadline counts as not found.
+func (s *Server) settleRead(dst []byte, req *text.Request, c *call, node string, deadline time.Time) ([]byte, bool) {
+	key, withVersion := req.Key(), req.Command == text.CmdGets
+	var avoid []string
+	for {
+		wake := s.changed.wait()
+		if c == nil {
+			switch r := s.maps.table().routeRead(key, req.Via, avoid, rand.Uint32()); r.action {
+			case actLocal:
+				dst, found, err := s.readLocal(dst, key, withVersion)
+				if err == nil {
+					return dst, found
+				}
+				avoid = append(avoid, s.self)
+			case actForward:
+				node = r.to
+				c = s.forward(node, req, s.clock())
+			case actWait:
+				if time.Until(deadline) <= 0 || !s.pause(wake, min(retryPause, time.Until(deadline))) {
+					return dst, false
+				}
+				avoid = nil
+			default:
+				return dst, false
+			}
+			if c == nil {
+				continue
+			}
+		}
+		select {
+		case <-c.done:
+		case <-s.ctx.Done():
+			return dst, false
+		}
+		if c.err == nil && c.found {
+			return text.AppendValue(dst, key, c.record.Flags, c.record.Value, c.record.Version, withVersion), true
+		}
+		if c.err == nil && len(c.line) == 0 {
+			return dst, false
+		}
+		// Not answered, or with an error line.
+		avoid = append(avoid, node)
+		c = nil
+	}
+}

@@ -1,0 +1,72 @@
+package node
+
+import "sync"
+
+// gateState tells what happens to a write that this node should execute.
+type gateState uint8
+
+const (
+	gateWait   gateState = iota // not now; something is under way that will tell
+	gateOpen                    // execute
+	gateRefuse                  // no, for a reason that waiting does not cure
+)
+
+// A gate stands between a write and the database. A write passes it for the
+// time of its local commit, and closing waits for the commits under way: after
+// close has returned nothing is written any more under the former role.
+type gate struct {
+	changed *broadcast
+
+	mu        sync.RWMutex
+	state     gateState
+	partition int
+	epoch     uint64
+	reason    string // machine-readable, with gateRefuse and gateWait
+}
+
+func newGate(changed *broadcast) *gate {
+	return &gate{changed: changed, partition: -1, reason: "starting"}
+}
+
+// enter passes the gate for a write to a partition. When it returns gateOpen
+// the caller must call leave as soon as the write is committed locally.
+func (g *gate) enter(partition int) (gateState, string) {
+	g.mu.RLock()
+	if g.state == gateOpen && g.partition == partition {
+		return gateOpen, ""
+	}
+	defer g.mu.RUnlock()
+	if g.state == gateOpen {
+		return gateWait, "other_partition"
+	}
+	return g.state, g.reason
+}
+
+func (g *gate) leave() { g.mu.RUnlock() }
+
+// open lets writes to the partition in.
+func (g *gate) open(partition int, epoch uint64) {
+	g.set(gateOpen, partition, epoch, "")
+}
+
+// close lets writes wait, or refuses them.
+func (g *gate) close(state gateState, reason string) {
+	g.set(state, -1, 0, reason)
+}
+
+func (g *gate) set(state gateState, partition int, epoch uint64, reason string) {
+	g.mu.Lock()
+	same := g.state == state && g.partition == partition && g.epoch == epoch && g.reason == reason
+	g.state, g.partition, g.epoch, g.reason = state, partition, epoch, reason
+	g.mu.Unlock()
+	if !same {
+		g.changed.fire()
+	}
+}
+
+// status returns the present state, for reports.
+func (g *gate) status() (gateState, string) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.state, g.reason
+}

@@ -1,0 +1,418 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flarekv/flare/agent/storage"
+	"github.com/flarekv/flare/proto/text"
+)
+
+const (
+	// peerLinks is the number of connections to each other node. A key always
+	// uses the same one, so that the order of requests for a key is kept.
+	peerLinks = 2
+	// peerDialTimeout bounds the time that a dead node costs.
+	peerDialTimeout = time.Second
+	// peerRetryPause is how long a node that could not be reached fails
+	// requests at once before it is dialled again.
+	peerRetryPause = 200 * time.Millisecond
+	// peerQueueBytes bounds what waits for one connection.
+	peerQueueBytes = 64 << 20
+)
+
+var (
+	// errNotSent marks a request that certainly was not executed.
+	errNotSent = errors.New("request was not sent")
+	// errInFlight marks a request that may have been executed.
+	errInFlight = errors.New("request was sent and not answered")
+)
+
+// replyShape tells how to find the end of an answer.
+type replyShape uint8
+
+const (
+	shapeLine   replyShape = iota // one line
+	shapeValues                   // VALUE block if found, then END
+	shapeGat                      // VALUE block without END, or one line
+)
+
+// A call is one request to another node. The goroutine that submits it owns it
+// again once done is closed.
+type call struct {
+	request  []byte // encoded
+	shape    replyShape
+	deadline time.Time
+
+	done   chan struct{}
+	err    error          // errNotSent, errInFlight or nil
+	line   []byte         // the answer, unless found
+	found  bool           // the answer is record
+	record storage.Record // owned by the call
+}
+
+// peers holds the connections to other nodes.
+type peers struct {
+	logger  *slog.Logger
+	dialer  net.Dialer
+	traffic *traffic
+
+	mu     sync.Mutex
+	closed bool
+	byKey  map[string]*[peerLinks]*link
+}
+
+func newPeers(traffic *traffic, logger *slog.Logger) *peers {
+	return &peers{
+		logger:  logger,
+		dialer:  net.Dialer{Timeout: peerDialTimeout},
+		traffic: traffic,
+		byKey:   map[string]*[peerLinks]*link{},
+	}
+}
+
+// submit queues a call to a node. It never blocks; hash chooses the connection.
+func (p *peers) submit(node string, hash uint32, c *call) {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		c.finish(fmt.Errorf("%w: node is stopping", errNotSent))
+		return
+	}
+	links := p.byKey[node]
+	if links == nil {
+		links = new([peerLinks]*link)
+		p.byKey[node] = links
+	}
+	l := links[hash%peerLinks]
+	if l == nil {
+		l = &link{peers: p, node: node, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+		links[hash%peerLinks] = l
+		go l.run()
+	}
+	p.mu.Unlock()
+	l.enqueue(c)
+}
+
+// retain gives up the connections to all nodes that keep refuses. What is in
+// flight there has grace to be answered: a node that leaves in good order still
+// answers, and from one that died nothing is to be expected.
+func (p *peers) retain(keep func(node string) bool, grace time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for node, links := range p.byKey {
+		if keep(node) {
+			continue
+		}
+		delete(p.byKey, node)
+		for _, l := range links {
+			if l != nil {
+				time.AfterFunc(grace, func() { l.close(fmt.Errorf("%s is down", node)) })
+			}
+		}
+	}
+}
+
+// close drops all connections at once.
+func (p *peers) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, links := range p.byKey {
+		for _, l := range links {
+			if l != nil {
+				l.close(errors.New("node is stopping"))
+			}
+		}
+	}
+	clear(p.byKey)
+}
+
+func (c *call) finish(err error) {
+	c.err = err
+	close(c.done)
+}
+
+// A link is one pipelined connection to another node: a writer that sends
+// everything queued at once, a reader that matches answers in order.
+type link struct {
+	peers *peers
+	node  string
+	wake  chan struct{} // capacity 1: queue is not empty
+	stop  chan struct{} // closed by close
+
+	mu       sync.Mutex
+	stopped  error
+	queue    []*call
+	queued   int // bytes in queue
+	conn     net.Conn
+	inflight []*call // sent, not answered, oldest first
+}
+
+func (l *link) enqueue(c *call) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.stopped != nil:
+		c.finish(fmt.Errorf("%w: %w", errNotSent, l.stopped))
+		return
+	case l.queued > 0 && l.queued+len(c.request) > peerQueueBytes:
+		c.finish(fmt.Errorf("%w: %d bytes are waiting for %s already", errNotSent, l.queued, l.node))
+		return
+	}
+	l.queue = append(l.queue, c)
+	l.queued += len(c.request)
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// close ends the link; queued and sent calls fail.
+func (l *link) close(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stopped != nil {
+		return
+	}
+	l.stopped = why
+	close(l.stop)
+	l.failQueued(why)
+	l.drop(l.conn, why)
+}
+
+// failQueued fails what was not sent; l.mu is held.
+func (l *link) failQueued(why error) {
+	for _, c := range l.queue {
+		c.finish(fmt.Errorf("%w to %s: %w", errNotSent, l.node, why))
+	}
+	l.queue, l.queued = nil, 0
+}
+
+// drop closes conn if it is still the link's connection and fails what was
+// sent on it; l.mu is held.
+func (l *link) drop(conn net.Conn, why error) {
+	if conn == nil || l.conn != conn {
+		return
+	}
+	l.conn = nil
+	conn.Close()
+	for _, c := range l.inflight {
+		c.finish(fmt.Errorf("%w by %s: %w", errInFlight, l.node, why))
+	}
+	l.inflight = nil
+}
+
+// run is the writer.
+func (l *link) run() {
+	var buf []byte
+	var unreachable time.Time // until when requests fail without a dial
+	var last error
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-l.wake:
+		}
+		l.mu.Lock()
+		conn := l.conn
+		l.mu.Unlock()
+		if conn == nil {
+			if time.Now().Before(unreachable) {
+				l.mu.Lock()
+				l.failQueued(last)
+				l.mu.Unlock()
+				continue
+			}
+			if conn, last = l.dial(); last != nil {
+				unreachable = time.Now().Add(peerRetryPause)
+				l.mu.Lock()
+				l.failQueued(last)
+				l.mu.Unlock()
+				continue
+			}
+		}
+		buf = l.send(conn, buf[:0])
+		if cap(buf) > 1<<20 {
+			buf = nil
+		}
+	}
+}
+
+func (l *link) dial() (net.Conn, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-l.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	conn, err := l.peers.dialer.DialContext(ctx, "tcp", l.node)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stopped != nil {
+		conn.Close()
+		return nil, l.stopped
+	}
+	l.conn = conn
+	go l.read(conn)
+	return conn, nil
+}
+
+// send writes everything that is queued. Calls count as sent before the first
+// byte is written: a write that fails may have delivered some of them.
+func (l *link) send(conn net.Conn, buf []byte) []byte {
+	l.mu.Lock()
+	if l.conn != conn {
+		// Closed by the other side before anything was sent.
+		l.failQueued(errors.New("connection was closed"))
+		l.mu.Unlock()
+		return buf
+	}
+	now := time.Now()
+	var until time.Time
+	for _, c := range l.queue {
+		if now.After(c.deadline) {
+			c.finish(fmt.Errorf("%w to %s in time", errNotSent, l.node))
+			continue
+		}
+		buf = append(buf, c.request...)
+		if len(l.inflight) == 0 {
+			conn.SetReadDeadline(c.deadline)
+		}
+		l.inflight = append(l.inflight, c)
+		until = c.deadline
+	}
+	l.queue, l.queued = nil, 0
+	l.mu.Unlock()
+	if len(buf) == 0 {
+		return buf
+	}
+	conn.SetWriteDeadline(until)
+	n, err := conn.Write(buf)
+	l.peers.traffic.written.Add(uint64(n))
+	if err != nil {
+		l.mu.Lock()
+		l.drop(conn, err)
+		l.mu.Unlock()
+	}
+	return buf
+}
+
+// read matches answers with calls until the connection ends. It always reads,
+// so that a connection closed by the other side is noticed while it is idle.
+func (l *link) read(conn net.Conn) {
+	in := &peekReader{conn: conn, n: &l.peers.traffic.read}
+	r := text.NewReplyReader(in, text.ReplyOptions{MaxValue: text.MaxLength})
+	for {
+		var err error
+		if r.Buffered() == 0 {
+			err = in.wait()
+		}
+		l.mu.Lock()
+		if err == nil && len(l.inflight) == 0 {
+			err = errors.New("bytes that nobody asked for")
+		}
+		if err != nil || l.conn != conn {
+			l.drop(conn, err)
+			l.mu.Unlock()
+			return
+		}
+		c := l.inflight[0]
+		l.mu.Unlock()
+
+		// The call stays at the head of inflight while its answer is read, so
+		// that drop is the only one to fail it; it is finished here under the
+		// lock only if it is still there.
+		err = readReply(r, c)
+		l.mu.Lock()
+		if err != nil || l.conn != conn {
+			l.drop(conn, err)
+			l.mu.Unlock()
+			return
+		}
+		l.inflight = l.inflight[1:]
+		if len(l.inflight) > 0 {
+			conn.SetReadDeadline(l.inflight[0].deadline)
+		} else {
+			conn.SetReadDeadline(time.Time{})
+		}
+		l.mu.Unlock()
+		c.finish(nil)
+	}
+}
+
+// readReply reads one answer into c, copying it.
+func readReply(r *text.ReplyReader, c *call) error {
+	var it text.Item
+	if err := r.Next(&it); err != nil {
+		return err
+	}
+	switch {
+	case it.Kind == text.KindValue && c.shape != shapeLine:
+		v := &it.Value
+		c.found = true
+		c.record = storage.Record{Flags: v.Flags, Expire: v.Expire, Version: v.Version, Value: slices.Clone(v.Data)}
+		if c.shape == shapeGat {
+			return nil
+		}
+		reply, err := r.ReadReply()
+		if err == nil && reply.Code != text.CodeEnd {
+			err = fmt.Errorf("%w: %s instead of END", text.ErrMalformed, reply)
+		}
+		return err
+	case it.Kind == text.KindReply:
+		if c.shape != shapeValues || it.Reply.Code != text.CodeEnd {
+			c.line = slices.Clone(it.Reply.Line)
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: a %s line where a result was expected", text.ErrMalformed, it.Kind)
+}
+
+// traffic counts bytes on all sockets.
+type traffic struct{ read, written atomic.Uint64 }
+
+// A peekReader can wait for input before anybody wants to consume it.
+type peekReader struct {
+	conn  net.Conn
+	n     *atomic.Uint64
+	buf   [4 << 10]byte
+	ahead []byte // part of buf
+}
+
+// wait returns once there is something to read.
+func (r *peekReader) wait() error {
+	for len(r.ahead) == 0 {
+		n, err := r.conn.Read(r.buf[:])
+		r.n.Add(uint64(n))
+		r.ahead = r.buf[:n]
+		if n == 0 && err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *peekReader) Read(p []byte) (int, error) {
+	if len(r.ahead) > 0 {
+		n := copy(p, r.ahead)
+		r.ahead = r.ahead[n:]
+		return n, nil
+	}
+	n, err := r.conn.Read(p)
+	r.n.Add(uint64(n))
+	return n, err
+}

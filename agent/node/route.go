@@ -1,0 +1,155 @@
+package node
+
+import (
+	"slices"
+
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// maxVia bounds the prefix list: a request that has travelled through more
+// nodes than this is circling, whatever the maps say.
+const maxVia = 16
+
+// An action is what to do with a request for one key.
+type action uint8
+
+const (
+	// actLocal: this node answers from its own database.
+	actLocal action = iota
+	// actForward: route.to answers.
+	actForward
+	// actWait: the partition exists but nobody can answer for it now; a new
+	// node map will tell who can.
+	actWait
+	// actMiss: a read that nobody can answer, said as "not found".
+	actMiss
+	// actNoPartition: no partition is there to take a write.
+	actNoPartition
+	// actLoop: the request came back to a node that already forwarded it.
+	actLoop
+)
+
+// A route is the decision for one key.
+type route struct {
+	action    action
+	partition int
+	to        string // node key, with actForward
+}
+
+// A table is one node map with everything derived from it. It is immutable.
+type table struct {
+	self     string
+	nodes    topology.Map
+	view     topology.View // of this map, or of the last one whose layout was valid
+	resolver *topology.Resolver
+	own      topology.Node // this node's entry
+	known    bool          // whether the map has one
+	parts    []part        // of view, index = partition
+}
+
+// A part is what routing needs to know of one partition.
+type part struct {
+	master  string // "" for none
+	leads   bool   // this node is the master
+	serves  bool   // this node answers reads
+	readers []reader
+}
+
+// A reader is a node to read from with its weight.
+type reader struct {
+	node   string
+	weight uint32
+}
+
+func newTable(self string, nodes topology.Map, view topology.View, resolver *topology.Resolver) *table {
+	t := &table{self: self, nodes: nodes, view: view, resolver: resolver}
+	t.own, t.known = nodes.Find(self)
+	t.parts = make([]part, len(view.Partitions))
+	for i := range view.Partitions {
+		from, p := &view.Partitions[i], &t.parts[i]
+		p.master, p.leads = from.Master, from.Master == self
+		p.serves = p.leads
+		for _, node := range from.ReadList {
+			p.serves = p.serves || node == self
+			if n := len(p.readers); n > 0 && p.readers[n-1].node == node {
+				p.readers[n-1].weight++
+			} else {
+				p.readers = append(p.readers, reader{node, 1})
+			}
+		}
+	}
+	return t
+}
+
+// partition finds the partition of a key among the active ones.
+func (t *table) partition(key []byte) (int, bool) {
+	if t == nil || len(t.parts) == 0 {
+		return -1, false
+	}
+	p := t.resolver.Partition(key, len(t.parts))
+	return p, p >= 0 && p < len(t.parts)
+}
+
+// routeWrite decides who executes a write. Only a master executes; whoever
+// else meets the request passes it on, and nobody passes it on twice.
+func (t *table) routeWrite(key []byte, via []string) route {
+	p, ok := t.partition(key)
+	if !ok {
+		return route{action: actNoPartition, partition: -1}
+	}
+	switch to := &t.parts[p]; {
+	case to.leads:
+		return route{action: actLocal, partition: p}
+	case slices.Contains(via, t.self) || len(via) >= maxVia:
+		return route{action: actLoop, partition: p}
+	case to.master == "":
+		return route{action: actWait, partition: p}
+	default:
+		return route{action: actForward, partition: p, to: to.master}
+	}
+}
+
+// routeRead decides who answers a read. avoid lists the nodes that were tried
+// in vain; draw is a random number that spreads reads over the weighted list.
+func (t *table) routeRead(key []byte, via, avoid []string, draw uint32) route {
+	p, ok := t.partition(key)
+	if !ok {
+		return route{action: actMiss, partition: -1}
+	}
+	from := &t.parts[p]
+	if from.serves && !slices.Contains(avoid, t.self) {
+		return route{action: actLocal, partition: p}
+	}
+	if slices.Contains(via, t.self) || len(via) >= maxVia {
+		return route{action: actMiss, partition: p}
+	}
+	usable := func(node string) bool {
+		return node != "" && node != t.self && !slices.Contains(avoid, node) && !slices.Contains(via, node)
+	}
+	var total uint32
+	for _, r := range from.readers {
+		if usable(r.node) {
+			total += r.weight
+		}
+	}
+	if total > 0 {
+		draw %= total
+		for _, r := range from.readers {
+			switch {
+			case !usable(r.node):
+			case draw < r.weight:
+				return route{action: actForward, partition: p, to: r.node}
+			default:
+				draw -= r.weight
+			}
+		}
+	}
+	switch {
+	case usable(from.master):
+		// It has the data even when its balance asks for no reads.
+		return route{action: actForward, partition: p, to: from.master}
+	case len(avoid) > 0:
+		return route{action: actWait, partition: p}
+	}
+	return route{action: actMiss, partition: p}
+}

@@ -1,0 +1,214 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/replication/history"
+	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+const (
+	// watchInterval is the longest time between two statuses of WatchNode.
+	watchInterval = time.Second
+	// watchPause is the shortest; positions change all the time.
+	watchPause = 50 * time.Millisecond
+)
+
+// service is NodeService, for the agent beside this process.
+type service struct {
+	agentv1.UnimplementedNodeServiceServer
+	s *Server
+}
+
+// serveAgent opens the agent's socket; the returned function closes it.
+func (s *Server) serveAgent() (stop func(), err error) {
+	path := s.live.Load().AgentSocket
+	if path == "" {
+		return func() {}, nil
+	}
+	// One process only uses a data directory, so a socket that is there was left
+	// by a former one. Anything but a socket is not ours to remove.
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("node: agent socket: %w", err)
+	case info.Mode()&fs.ModeSocket == 0:
+		return nil, fmt.Errorf("node: agent socket %s: a file of another kind is there; remove it or give another --agent-socket", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("node: agent socket: %w", err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("node: agent socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("node: agent socket: %w", err)
+	}
+	log := logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
+		s.logger.Log(ctx, slog.Level(level), msg, fields...)
+	})
+	onlyFailures := logging.WithLevels(func(code codes.Code) logging.Level {
+		if code == codes.OK || code == codes.Canceled || code == codes.Unavailable {
+			return logging.LevelDebug
+		}
+		return logging.LevelWarn
+	})
+	g := grpc.NewServer(
+		grpc.ChainUnaryInterceptor(logging.UnaryServerInterceptor(log, onlyFailures), recovery.UnaryServerInterceptor()),
+		grpc.ChainStreamInterceptor(logging.StreamServerInterceptor(log, onlyFailures), recovery.StreamServerInterceptor()),
+	)
+	agentv1.RegisterNodeServiceServer(g, &service{s: s})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := g.Serve(l); err != nil {
+			s.logger.Error("agent socket failed", "error", err)
+		}
+	}()
+	return func() {
+		g.Stop()
+		<-done
+	}, nil
+}
+
+// WatchNode implements NodeService.
+func (v *service) WatchNode(_ *agentv1.WatchNodeRequest, stream grpc.ServerStreamingServer[agentv1.WatchNodeResponse]) error {
+	ctx := stream.Context()
+	tick := time.NewTimer(watchInterval)
+	defer tick.Stop()
+	for {
+		changed, replicas := v.s.changed.wait(), v.s.source.Notify()
+		if err := stream.Send(&agentv1.WatchNodeResponse{Status: v.s.nodeStatus()}); err != nil {
+			return err
+		}
+		tick.Reset(watchInterval)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		case <-changed:
+		case <-replicas:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(watchPause):
+		}
+	}
+}
+
+// ApplyOptions implements NodeService.
+func (v *service) ApplyOptions(_ context.Context, req *agentv1.ApplyOptionsRequest) (*agentv1.ApplyOptionsResponse, error) {
+	accepted, statuses, err := v.s.applyText([]byte(req.GetText()))
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	live := map[string]bool{}
+	for _, spec := range options.Specs() {
+		live[spec.Key] = spec.Live
+	}
+	resp := &agentv1.ApplyOptionsResponse{Accepted: accepted}
+	for _, st := range statuses {
+		if !live[st.Key] && st.Line == 0 {
+			continue
+		}
+		resp.Options = append(resp.Options, &agentv1.OptionStatus{
+			Key:        st.Key,
+			Effective:  st.Effective,
+			Configured: st.Configured,
+			State:      optionStates[st.State],
+			Reason:     st.Reason,
+			Message:    st.Message,
+			Line:       uint32(st.Line),
+		})
+	}
+	return resp, nil
+}
+
+var optionStates = map[options.State]agentv1.OptionState{
+	options.Applied:        agentv1.OptionState_OPTION_STATE_APPLIED,
+	options.PendingRestart: agentv1.OptionState_OPTION_STATE_PENDING_RESTART,
+	options.Rejected:       agentv1.OptionState_OPTION_STATE_REJECTED,
+}
+
+var roles = map[topology.Role]agentv1.Role{
+	topology.Master: agentv1.Role_ROLE_MASTER,
+	topology.Slave:  agentv1.Role_ROLE_SLAVE,
+	topology.Proxy:  agentv1.Role_ROLE_PROXY,
+}
+
+var states = map[topology.State]agentv1.State{
+	topology.Active:  agentv1.State_STATE_ACTIVE,
+	topology.Prepare: agentv1.State_STATE_PREPARE,
+	topology.Down:    agentv1.State_STATE_DOWN,
+	topology.Ready:   agentv1.State_STATE_READY,
+}
+
+var tiers = map[history.Tier]agentv1.Tier{
+	history.TierWAL:        agentv1.Tier_TIER_WAL,
+	history.TierCheckpoint: agentv1.Tier_TIER_CHECKPOINT,
+}
+
+func lsnProto(l topology.LSN) *agentv1.Lsn { return &agentv1.Lsn{Epoch: l.Epoch, Index: l.Index} }
+
+// nodeStatus gathers what this node can tell about itself.
+func (s *Server) nodeStatus() *agentv1.NodeStatus {
+	pos := s.db.Position()
+	held, follower, counts := s.roles.snapshot()
+	st := &agentv1.NodeStatus{
+		Node:             s.self,
+		Instance:         s.instance,
+		Version:          s.version,
+		StartedAt:        timestamppb.New(s.started),
+		NotServingReason: s.status.get(),
+		MapVersion:       s.maps.mapVersion(),
+		Partition:        topology.NoPartition,
+		Lsn:              lsnProto(pos.LSN),
+		DataPartition:    int32(pos.Partition),
+		History:          pos.History,
+		Connections:      uint32(s.connections()),
+	}
+	st.Serving = st.NotServingReason == ""
+	if t := s.maps.table(); t != nil && t.known {
+		st.Role, st.State, st.Partition = roles[t.own.Role], states[t.own.State], int32(t.own.Partition)
+	}
+	if held.held {
+		for _, r := range s.source.Replicas() {
+			st.Replicas = append(st.Replicas, &agentv1.ReplicaStatus{
+				Node: r.Key, Connected: r.Connected, InSync: r.InSync, Acked: lsnProto(r.Acked),
+				LagBatches: r.LagBatches, Lag: durationpb.New(r.Lag), Tier: tiers[r.Tier],
+			})
+		}
+	}
+	if follower != nil {
+		f := follower.Status()
+		counts.add(f)
+		st.CatchUp = &agentv1.CatchUp{
+			Master: f.Master, Connected: f.Connected, Tier: tiers[f.Tier], MasterLsn: lsnProto(f.MasterLSN),
+			BytesDone: f.BytesDone, BytesTotal: f.BytesTotal,
+			LastErrorReason: f.ErrorReason, LastError: f.Error,
+		}
+	}
+	st.CatchUpCounts = &agentv1.CatchUpCounts{Wal: counts.wal, Checkpoint: counts.checkpoint, Failed: counts.failed}
+	return st
+}

@@ -1,0 +1,106 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/flarekv/flare/agent/replication"
+	"github.com/flarekv/flare/proto/text"
+)
+
+// replicationProto is the version of the stream that this node speaks.
+const replicationProto = 1
+
+func (s *Server) newSource() *replication.Source {
+	return replication.NewSource(s.db, replication.SourceConfig{
+		Self:            s.self,
+		Timeout:         func() time.Duration { return s.live.Load().ReplicationTimeout },
+		Behind:          s.index.behind,
+		CopyBandwidth:   func() int64 { return int64(s.live.Load().ReconstructionBwlimit) << 10 },
+		StreamBandwidth: func() int64 { return int64(s.live.Load().CatchUpBwlimit()) << 10 },
+		Logger:          s.logger,
+	})
+}
+
+// newFollower makes a follower of the master of this node's partition.
+func (s *Server) newFollower(d duty) *replication.Follower {
+	return replication.NewFollower(s.db, replication.FollowerConfig{
+		Self:      s.self,
+		Partition: d.partition,
+		Master:    d.master,
+		Dial: func(ctx context.Context) (replication.Conn, error) {
+			dialer := net.Dialer{Timeout: peerDialTimeout}
+			return dialer.DialContext(ctx, "tcp", d.master)
+		},
+		InSync: func(ctx context.Context, epoch, session uint64) error {
+			err := s.index.active(ctx, epoch, session)
+			var refused *text.ErrorReply
+			if errors.As(err, &refused) {
+				return fmt.Errorf("%w: %w", replication.ErrRefused, err)
+			}
+			return err
+		},
+		FullAfter: func() int { return s.live.Load().RocksDB.ResyncFailureThreshold },
+		Logger:    s.logger,
+	})
+}
+
+// replicate hands a connection over to replication. It returns when the stream
+// has ended.
+func (s *Server) replicate(c *conn, req *text.Request) {
+	rep := req.Replicate
+	held, _, _ := s.roles.snapshot()
+	refusal := ""
+	switch {
+	case rep.Proto != replicationProto:
+		refusal = "unsupported_version: this node speaks replication protocol " + strconv.Itoa(replicationProto)
+	case !held.held:
+		refusal = "not_master"
+	case held.partition != rep.Partition:
+		refusal = "wrong_partition: this node is the master of " + strconv.Itoa(held.partition)
+	}
+	if refusal != "" {
+		c.out = text.AppendServerError(c.out, refusal)
+		return
+	}
+	c.out = append(c.out, text.ReplyOK...)
+	if c.flush() != nil {
+		return
+	}
+	c.streaming.Store(true)
+	c.nc.SetDeadline(time.Time{})
+	err := s.source.Serve(s.ctx, &upgraded{Conn: c.nc, r: c.r}, replication.FollowRequest{
+		Self:      rep.Self,
+		Partition: rep.Partition,
+		History:   rep.History,
+		LSN:       rep.Position,
+	})
+	s.logger.Info("stream to replica ended", "replica", rep.Self, "error", err)
+}
+
+// An upgraded connection has left the line protocol. What the request reader
+// had read ahead comes first.
+type upgraded struct {
+	net.Conn
+	r *text.Reader
+}
+
+func (u *upgraded) Read(p []byte) (int, error) {
+	if u.r.Buffered() > 0 {
+		return u.r.Read(p)
+	}
+	return u.Conn.Read(p)
+}
+
+// catchUps counts how this node caught up as a replica.
+type catchUps struct{ wal, checkpoint, failed uint64 }
+
+func (c *catchUps) add(s replication.FollowerStatus) {
+	c.wal += s.WALCatchUps
+	c.checkpoint += s.Checkpoints
+	c.failed += s.FailedAttempts
+}
