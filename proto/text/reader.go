@@ -145,8 +145,8 @@ func (r *Reader) ReadRequest(req *Request) error {
 // skipRejected throws away what belongs to the last, refused request.
 func (r *Reader) skipRejected() error {
 	if n := r.rejected; n >= 0 {
-		// Senders that know the line was bad before they send the block exist, and so do tests that send the line
-		// only. A block is recognised by the line end behind it, as far as that can be seen.
+		// The sender may have read the refusal before it came to send the block, and sent the next command instead. A
+		// block is recognised by the line end behind it, as far as that can be seen.
 		block := true
 		if n <= r.in.maxLine {
 			if r.in.buffered() == 0 {
