@@ -225,8 +225,8 @@ func TestReadiness(t *testing.T) {
 	check("leader", "/readyz?standby=ok", 200, leading)
 
 	h.SetLeader(false)
-	h.SetStandby(false, ReasonAPIServerTimeout)
-	check("cut off", "/readyz?standby=ok", 503, Readiness{Reason: ReasonAPIServerTimeout, LeaderName: "controller-0"})
+	h.SetStandby(false, ReasonAPIServerUnreachable)
+	check("cut off", "/readyz?standby=ok", 503, Readiness{Reason: ReasonAPIServerUnreachable, LeaderName: "controller-0"})
 }
 
 func TestTopology(t *testing.T) {

@@ -13,12 +13,12 @@ import (
 
 // Reasons in the body of /readyz.
 const (
-	ReasonLeading          = "leading"
-	ReasonStandby          = "standby"
-	ReasonStarting         = "starting"
-	ReasonIndexNotServing  = "index_not_listening"
-	ReasonShuttingDown     = "shutting_down"
-	ReasonAPIServerTimeout = "api_server_unreachable"
+	ReasonLeading              = "leading"
+	ReasonStandby              = "standby"
+	ReasonStarting             = "starting"
+	ReasonIndexNotServing      = "index_not_listening"
+	ReasonWaitingForCluster    = "waiting_for_flarecluster"
+	ReasonAPIServerUnreachable = "api_server_unreachable"
 )
 
 // Readiness is the body of /readyz.

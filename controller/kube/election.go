@@ -43,6 +43,9 @@ type Election struct {
 	Lock kubernetes.Interface
 	// NewLeader, if not nil, is told who leads.
 	NewLeader func(name string)
+	// Contact, if not nil, is told of each request for the Lease whether the API
+	// server answered it.
+	Contact func(error)
 
 	// The times; zero means the constants of this package.
 	LeaseDuration, RenewDeadline, RetryPeriod time.Duration
@@ -71,7 +74,7 @@ func (e *Election) Run(ctx context.Context, lead func(context.Context) error) er
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Name: cfg.Lease, Namespace: cfg.Namespace},
-			Client:     ownedLeases{e.Lock.CoordinationV1(), ownerOf(cfg.Cluster, e.Owner.UID), cfg.PodName, new("")},
+			Client:     ownedLeases{e.Lock.CoordinationV1(), ownerOf(cfg.Cluster, e.Owner.UID), cfg.PodName, new(""), e.contact},
 			LockConfig: resourcelock.ResourceLockConfig{Identity: cfg.PodName},
 		},
 		LeaseDuration:   duration,
@@ -130,6 +133,17 @@ func (e *Election) Run(ctx context.Context, lead func(context.Context) error) er
 		cfg.Logger.Error("work of a former leader has not ended in time")
 	}
 	return ErrLostLeadership
+}
+
+// contact passes on whether the API server answered; a refusal is an answer.
+func (e *Election) contact(err error) {
+	if e.Contact == nil {
+		return
+	}
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		err = nil
+	}
+	e.Contact(err)
 }
 
 // serve keeps the leader label on this pod, and only there, while lead runs.
@@ -227,7 +241,8 @@ type ownedLeases struct {
 	owner []metav1.OwnerReference
 	self  string
 	// holder is who held the Lease when it was last read; of the elector's goroutine.
-	holder *string
+	holder  *string
+	contact func(error)
 }
 
 func (o ownedLeases) Leases(namespace string) coordinationclient.LeaseInterface {
@@ -241,6 +256,7 @@ type ownedLease struct {
 
 func (o ownedLease) Get(ctx context.Context, name string, opts metav1.GetOptions) (*coordinationv1.Lease, error) {
 	l, err := o.LeaseInterface.Get(ctx, name, opts)
+	o.contact(err)
 	if err == nil {
 		*o.holder = ""
 		if l.Spec.HolderIdentity != nil {
@@ -263,5 +279,7 @@ func (o ownedLease) Update(ctx context.Context, l *coordinationv1.Lease, opts me
 		return nil, fmt.Errorf("the lease is held by %q by now: %w", *o.holder, ErrLostLeadership)
 	}
 	l.OwnerReferences = o.owner
-	return o.LeaseInterface.Update(ctx, l, opts)
+	updated, err := o.LeaseInterface.Update(ctx, l, opts)
+	o.contact(err)
+	return updated, err
 }

@@ -34,6 +34,7 @@ const (
 	ReasonScaling = "scaling"
 	// ReasonAsWanted: nothing is left to do.
 	ReasonAsWanted = "as_wanted"
+
 	// ReasonApplied: every node has the configuration in force.
 	ReasonApplied = "applied"
 	// ReasonApplying: not every node has reported the configuration yet.
@@ -42,9 +43,29 @@ const (
 	ReasonPendingRestart = "pending_restart"
 	// ReasonRejected: a node refused the configuration and keeps its former values.
 	ReasonRejected = "rejected"
-	// ReasonSpecRefused: the spec asks for something that is refused; the former
-	// one stays in force.
-	ReasonSpecRefused = "spec_refused"
+
+	// ReasonWaitingForNodes: too few nodes have registered for the partitions to
+	// be given masters.
+	ReasonWaitingForNodes = "waiting_for_nodes"
+	// ReasonWaitingForData: nodes that hold data of a partition are expected to
+	// come; an empty one is not made master before.
+	ReasonWaitingForData = "waiting_for_data"
+	// ReasonMasterDataLost: the master of a partition came back without its data,
+	// and no replica in sync is there to take over.
+	ReasonMasterDataLost = "master_data_lost"
+	// ReasonScaleInHandover: a node that shall go still has a duty.
+	ReasonScaleInHandover = "scale_in_needs_handover"
+
+	// ReasonPartitionReduction: fewer partitions were asked for; see the rule of
+	// the resource for the safe way.
+	ReasonPartitionReduction = "partition_reduction"
+	// ReasonPartitionGrowth: more partitions were asked for than there are.
+	ReasonPartitionGrowth = "partition_growth_unsupported"
+	// ReasonMetaChange: another mapping of keys to partitions was asked for.
+	ReasonMetaChange = "meta_change_unsupported"
+	// ReasonSpecInvalid: the spec cannot be acted on; the former one stays in force.
+	ReasonSpecInvalid = "spec_invalid"
+
 	// ReasonPersistFailed: the node map could not be saved; no role changes.
 	ReasonPersistFailed = "persist_failed"
 )

@@ -14,7 +14,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
+	"github.com/flarekv/flare/controller/admin"
 	"github.com/flarekv/flare/controller/kube"
 )
 
@@ -86,6 +88,8 @@ func (p *program) runKube(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// client-go has one logger for the whole process.
+	klog.SetSlogLogger(p.log)
 	cfg := kube.Config{
 		Namespace: o.namespace, Cluster: o.cluster, PodName: o.pod,
 		StatefulSet: o.statefulSet, HeadlessService: o.service, KeyFormat: o.keyFormat, NodePort: o.nodePort,
@@ -113,13 +117,14 @@ func (p *program) runKube(ctx context.Context) error {
 			logged = msg
 			p.log.Warn("waiting for the FlareCluster", "cluster", o.cluster, "namespace", o.namespace, "error", err)
 		}
-		health.SetStandby(false, "waiting_for_flarecluster")
+		health.SetStandby(false, admin.ReasonWaitingForCluster)
 	})
 	if err != nil {
 		return err
 	}
 	health.SetStandby(true, "")
 	election := &kube.Election{Config: cfg, Owner: owner, Lock: lock, NewLeader: health.SetLeaderName}
+	election.Contact = func(err error) { health.SetStandby(err == nil, admin.ReasonAPIServerUnreachable) }
 	err = election.Run(ctx, func(ctx context.Context) error {
 		// The cluster may have changed since: a reign begins with a fresh look.
 		fresh, err := kube.GetCluster(ctx, cfg)
