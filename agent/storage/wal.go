@@ -51,8 +51,6 @@ func unmaskCRC(m uint32) uint32 {
 	return rot>>17 | rot<<15
 }
 
-func maskCRC(c uint32) uint32 { return (c>>15 | c<<17) + 0xa282ead8 }
-
 // walReader returns the batches of one log file, which may still grow.
 type walReader struct {
 	src    io.ReaderAt
