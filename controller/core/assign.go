@@ -83,8 +83,23 @@ type candidate struct {
 	ordinal int // -1 when not known
 	held    int // partition whose data it holds, -1 for none
 	lsn     topology.LSN
-	claims  bool // it believes to be that partition's master
+	// claim is what the map it had says of it there: master, a replica being filled,
+	// or neither.
+	claim claim
+	heard uint64 // version of that map
 }
+
+// claim ranks candidates for a partition's master when the state was lost. A
+// node that acts as master comes before all others, whose positions may be from
+// later reports; one that was being filled comes last, because it may lack what
+// was acknowledged.
+type claim int
+
+const (
+	claimFilling claim = iota - 1
+	claimNone
+	claimMaster
+)
 
 // free lists the nodes that can be given a duty, by ordinal and key.
 func (w *work) free() []candidate {
@@ -107,8 +122,13 @@ func (w *work) free() []candidate {
 			continue // not now
 		}
 		c.held, c.lsn = w.holds(n)
-		if o != nil && o.Report.Instance == n.Instance {
-			c.claims = o.Report.Role == topology.Master && o.Report.Partition == c.held
+		if o != nil && o.Report.Instance == n.Instance && o.Report.Partition == c.held && c.held >= 0 {
+			switch r := o.Report; {
+			case r.Role == topology.Master && r.State == topology.Active:
+				c.claim, c.heard = claimMaster, r.MapVersion
+			case r.Role == topology.Slave && r.State != topology.Active:
+				c.claim = claimFilling
+			}
 		}
 		list = append(list, c)
 	}
@@ -234,7 +254,8 @@ func (w *work) bootstrap() {
 
 // layout gives nodes to partitions: for each partition its nodes, the master
 // first. A node that holds data of a partition goes to it or nowhere, and the
-// one with the highest position becomes master. Otherwise a partition's nodes
+// one that acts as its master, or else has the highest position, becomes master.
+// Otherwise a partition's nodes
 // are in different zones as far as the zones allow, and masters are spread
 // evenly over zones. nil when there are not enough nodes for all masters.
 func layout(partitions, replicas int, nodes []candidate) [][]string {
@@ -254,7 +275,7 @@ func layout(partitions, replicas int, nodes []candidate) [][]string {
 	} else {
 		for p := range plan {
 			slices.SortStableFunc(plan[p], func(a, b candidate) int {
-				return cmp.Or(b.lsn.Compare(a.lsn), cmp.Compare(boolInt(b.claims), boolInt(a.claims)), byOrdinal(a, b))
+				return cmp.Or(cmp.Compare(b.claim, a.claim), cmp.Compare(b.heard, a.heard), b.lsn.Compare(a.lsn), byOrdinal(a, b))
 			})
 			plan[p] = plan[p][:min(len(plan[p]), replicas)]
 		}

@@ -125,6 +125,9 @@ func (w *work) hello(c Command, key string) string {
 		return RefuseNotRegistered
 	}
 	h := c.Hello
+	if n.Gone || n.up() && n.Extended && h.Instance != n.Instance {
+		return RefuseNotRegistered // of another process; this one has to register first
+	}
 	if h.Instance == "" || h.Partition < topology.NoPartition {
 		return RefuseBadHello
 	}
@@ -273,13 +276,14 @@ func (w *work) state(c Command, key string) string {
 	case topology.Down:
 		w.up(key, ReasonOperator)
 		return ""
-	case topology.Prepare:
+	}
+	if m := w.master(n.Partition); n.Role == topology.Slave && n.Extended && m != nil && m.Extended {
+		// Only its master knows whether it is in sync.
+		return failState + ": " + RefuseGrantRequired
+	}
+	if n.State == topology.Prepare {
 		if n.Role != topology.Slave {
 			return failState
-		}
-		if m := w.master(n.Partition); n.Extended && m != nil && m.Extended {
-			// Only its master knows whether it is in sync.
-			return failState + ": " + RefuseGrantRequired
 		}
 		w.set(key, ReasonInSync, func(n *Node) { n.State, n.Held = topology.Active, n.Partition })
 		return ""

@@ -140,7 +140,11 @@ func (w *work) routeServices() {
 func (w *work) scale() {
 	s := &w.s
 	want := s.wantedNodes()
-	if !s.Members.Known || want == 0 || s.Members.Count == want {
+	if !s.Members.Known || want == 0 {
+		return
+	}
+	if s.Members.Count == want {
+		s.ScaleWanted = want
 		return
 	}
 	if want < s.Members.Count {
@@ -156,9 +160,11 @@ func (w *work) scale() {
 	if !w.open(&s.Scale) {
 		return
 	}
-	s.ScaleWanted = want
 	w.emit(ScaleTo{Seq: s.Scale.Seq, Nodes: want})
-	w.event(false, ReasonScaling, "scaling from %d to %d nodes", s.Members.Count, want)
+	if s.ScaleWanted != want {
+		s.ScaleWanted = want
+		w.event(false, ReasonScaling, "scaling from %d to %d nodes", s.Members.Count, want)
+	}
 }
 
 // wantedNodes is the number of nodes that shall exist, 0 while not known.

@@ -193,7 +193,7 @@ func (w *work) persisted(in Persisted) {
 // release lets out the replies and the map that have become durable.
 func (w *work) release() {
 	s := &w.s
-	if s.Saved.Version > s.SentVersion {
+	if s.Saved.Version > s.SentVersion && !w.recovering() {
 		s.SentVersion = s.Saved.Version
 		u := MapUpdate{Map: s.Saved.Map()}
 		for _, n := range s.Saved.Nodes {
@@ -225,6 +225,16 @@ func (w *work) release() {
 	s.Replies = keep
 }
 
+// recovering reports whether the state was lost while nodes go on serving with
+// the map they have. They keep it until their duties are known again: a map
+// without masters would stop them.
+func (w *work) recovering() bool {
+	return len(w.s.Saved.Partitions) == 0 && slices.ContainsFunc(w.s.Seen, func(o Seen) bool {
+		r := o.Report
+		return o.Agent && r.Alive && r.Serving && r.MapVersion > 0 && r.Partition >= 0
+	})
+}
+
 // done takes the result of a request.
 func (w *work) done(in Done) {
 	s := &w.s
@@ -244,7 +254,9 @@ func (w *work) done(in Done) {
 			s.ConfigWritten = s.ConfigWanted
 		}
 	case RequestScale:
-		finish(&s.Scale)
+		if finish(&s.Scale) {
+			s.Scale.Retry = s.Now + retryAfter // the list of members takes a moment to show it
+		}
 	case RequestLabels:
 		if finish(&s.Labels) {
 			s.LabelsDone = s.LabelsSent

@@ -265,18 +265,18 @@ type Member struct {
 
 // Status is the summary for people. Everything in it is durable.
 type Status struct {
-	Generation   int64 // of the spec it was computed for
-	Phase        Phase
-	Reason       string // of the condition that matters most
-	Message      string
-	NodesReady   int
-	NodesWanted  int
-	MastersUp    int
-	MapVersion   uint64
-	Partitions   []PartitionStatus
-	Conditions   []Condition
-	ConfigNodes  int // nodes that have the configuration of this generation in force
-	ConfigReason string
+	Generation   int64             `json:"generation"` // of the spec it was computed for
+	Phase        Phase             `json:"phase"`
+	Reason       string            `json:"reason"` // of the condition that matters most
+	Message      string            `json:"message"`
+	NodesReady   int               `json:"nodesReady"`
+	NodesWanted  int               `json:"nodesWanted"`
+	MastersUp    int               `json:"mastersUp"`
+	MapVersion   uint64            `json:"mapVersion"`
+	Partitions   []PartitionStatus `json:"partitions"`
+	Conditions   []Condition       `json:"conditions"`
+	ConfigNodes  int               `json:"configNodes"` // nodes that have the configuration of this generation in force
+	ConfigReason string            `json:"configReason"`
 }
 
 // Phase is the condition of the cluster in one word.
@@ -293,12 +293,12 @@ const (
 
 // PartitionStatus is one partition.
 type PartitionStatus struct {
-	Number    int
-	Epoch     uint64
-	Master    string // empty when none is up
-	InSync    []string
-	Preparing []string
-	State     PartitionState
+	Number    int            `json:"number"`
+	Epoch     uint64         `json:"epoch"`
+	Master    string         `json:"master"` // empty when none is up
+	InSync    []string       `json:"inSync"`
+	Preparing []string       `json:"preparing"`
+	State     PartitionState `json:"state"`
 }
 
 // PartitionState is the condition of a partition in one word.
@@ -314,10 +314,10 @@ const (
 
 // Condition is one statement about the cluster.
 type Condition struct {
-	Type    string // ConditionReady ...
-	True    bool
-	Reason  string // machine-readable
-	Message string
+	Type    string `json:"type"` // ConditionReady ...
+	True    bool   `json:"true"`
+	Reason  string `json:"reason"` // machine-readable
+	Message string `json:"message"`
 }
 
 // The condition types.

@@ -1,0 +1,360 @@
+package core
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// Transition is one Step: what there was, what came, and what it led to.
+type Transition struct {
+	Before  State
+	Input   Input
+	After   State
+	Effects []Effect
+}
+
+// Invariant is something that holds after every step, whatever happens outside.
+type Invariant struct {
+	Name      string
+	Statement string
+	Check     func(Transition) error
+}
+
+// Invariants lists them all.
+func Invariants() []Invariant {
+	return []Invariant{
+		{"OneMaster", "A partition has at most one master that is not down.", oneMaster},
+		{"EstablishedHasMasterEntry", "Every established partition has a master entry, dead or alive, so that its number is kept.", establishedHasMaster},
+		{"PartitionsNeverShrink", "The number of established partitions never decreases.", partitionsNeverShrink},
+		{"FormedAtOnce", "Without an operator, the first masters of all partitions appear in one map.", formedAtOnce},
+		{"EpochNeverFalls", "The epoch of a partition never decreases.", epochNeverFalls},
+		{"EpochPerReign", "A node becomes active master, or becomes it again, only in a new epoch.", epochPerReign},
+		{"PromotionFromInSync", "Without an operator, a partition that had a master gets its next one only from its replicas in state active, or its own dead master back.", promotionFromInSync},
+		{"PreparedOnlyByGrant", "An extended replica becomes active only by a grant of its present master's epoch that is later than the last one taken back.", preparedOnlyByGrant},
+		{"FloorNeverFalls", "What grants were taken back from a registered node is never forgotten.", floorNeverFalls},
+		{"DutyFits", "A proxy has no partition and no balance; a master or replica has a partition.", dutyFits},
+		{"SortedUnique", "Nodes are sorted by key without duplicates, and thread types are unique.", sortedUnique},
+		{"VersionGrows", "The map version never decreases, and two different maps never share one.", versionGrows},
+		{"SeqOrder", "What is saved is not newer than what is being saved, and that not newer than what is decided.", seqOrder},
+		{"PersistBeforeBroadcast", "Every map handed out is the saved one.", persistBeforeBroadcast},
+		{"PersistBeforeReply", "No reply is given before the state it was decided on is saved.", persistBeforeReply},
+		{"OneReply", "Every command gets exactly one reply, at once or after the next save.", oneReply},
+		{"OnePersist", "At most one Persist is under way.", onePersist},
+		{"LabelsAreSaved", "Labels show saved duties only.", labelsAreSaved},
+		{"MachineRests", "After a step the machine is Done, or waits for a Persist that is under way, or has not begun.", machineRests},
+		{"InputUnchanged", "A step does not change the state it was given.", nil}, // checked by Check itself
+	}
+}
+
+// Check returns the first invariant that a step of s with in breaks, and the
+// step's outcome.
+func Check(s State, in Input) (State, []Effect, error) {
+	before := s.clone()
+	after, effects := Step(s, in)
+	t := Transition{Before: s, Input: in, After: after, Effects: effects}
+	if !slices.Equal(before.Durable.Nodes, s.Durable.Nodes) || !slices.Equal(before.Durable.Partitions, s.Durable.Partitions) ||
+		!slices.Equal(before.Seen, s.Seen) || !slices.Equal(before.pending(), s.pending()) {
+		return after, effects, fmt.Errorf("InputUnchanged: the state given to Step was changed by %s", Describe(in))
+	}
+	for _, inv := range Invariants() {
+		if inv.Check == nil {
+			continue
+		}
+		if err := inv.Check(t); err != nil {
+			return after, effects, fmt.Errorf("%s: %s\n  after %s: %w", inv.Name, inv.Statement, Describe(in), err)
+		}
+	}
+	return after, effects, nil
+}
+
+// pending lists what the pending replies wait for, in order.
+func (s State) pending() []uint64 {
+	list := make([]uint64, 0, 2*len(s.Replies))
+	for _, p := range s.Replies {
+		list = append(list, p.After, p.Reply.ID)
+	}
+	return list
+}
+
+// byOperator reports whether the input is an operator's change of a role or
+// state, which may do what the controller by itself would not.
+func byOperator(in Input) bool {
+	c, ok := in.(Command)
+	return ok && !c.HasSession && (c.Verb == VerbRole || c.Verb == VerbState)
+}
+
+func oneMaster(t Transition) error {
+	seen := map[int]string{}
+	for _, n := range t.After.Durable.Nodes {
+		if n.Role != topology.Master || !n.up() {
+			continue
+		}
+		if other := seen[n.Partition]; other != "" {
+			return fmt.Errorf("partition %d: %s and %s", n.Partition, other, n.Key())
+		}
+		seen[n.Partition] = n.Key()
+	}
+	return nil
+}
+
+func establishedHasMaster(t Transition) error {
+	for p := range t.After.Durable.Partitions {
+		if !slices.ContainsFunc(t.After.Durable.Nodes, func(n Node) bool {
+			return n.Role == topology.Master && n.Partition == p && (n.State == topology.Active || n.State == topology.Down)
+		}) {
+			return fmt.Errorf("partition %d", p)
+		}
+	}
+	return nil
+}
+
+func partitionsNeverShrink(t Transition) error {
+	if a, b := len(t.Before.Durable.Partitions), len(t.After.Durable.Partitions); b < a {
+		return fmt.Errorf("from %d to %d", a, b)
+	}
+	return nil
+}
+
+func formedAtOnce(t Transition) error {
+	a, b := len(t.Before.Durable.Partitions), len(t.After.Durable.Partitions)
+	if a == b || byOperator(t.Input) || a == 0 && b == t.After.Spec.Partitions {
+		return nil
+	}
+	return fmt.Errorf("from %d to %d, wanted %d", a, b, t.After.Spec.Partitions)
+}
+
+func epochNeverFalls(t Transition) error {
+	for p, before := range t.Before.Durable.Partitions {
+		if after := t.After.Durable.epoch(p); after < before.Epoch {
+			return fmt.Errorf("partition %d: from %d to %d", p, before.Epoch, after)
+		}
+	}
+	return nil
+}
+
+// activeMaster returns the key of a partition's active master.
+func activeMaster(d Durable, p int) string {
+	for _, n := range d.Nodes {
+		if n.Role == topology.Master && n.State == topology.Active && n.Partition == p {
+			return n.Key()
+		}
+	}
+	return ""
+}
+
+func epochPerReign(t Transition) error {
+	for p := range t.After.Durable.Partitions {
+		before, after := activeMaster(t.Before.Durable, p), activeMaster(t.After.Durable, p)
+		if after != "" && after != before && t.After.Durable.epoch(p) <= t.Before.Durable.epoch(p) {
+			return fmt.Errorf("partition %d: %q took over from %q in epoch %d", p, after, before, t.After.Durable.epoch(p))
+		}
+	}
+	return nil
+}
+
+func promotionFromInSync(t Transition) error {
+	if byOperator(t.Input) {
+		return nil
+	}
+	for p := range t.Before.Durable.Partitions {
+		after := activeMaster(t.After.Durable, p)
+		if after == "" || after == activeMaster(t.Before.Durable, p) {
+			continue
+		}
+		n := t.Before.Durable.node(after)
+		ok := n != nil && n.Partition == p &&
+			(n.Role == topology.Slave && n.State == topology.Active || n.Role == topology.Master && n.State == topology.Down)
+		if !ok {
+			return fmt.Errorf("partition %d: %s became master", p, after)
+		}
+	}
+	return nil
+}
+
+func preparedOnlyByGrant(t Transition) error {
+	for _, after := range t.After.Durable.Nodes {
+		if after.Role != topology.Slave || after.State != topology.Active || !after.Extended {
+			continue
+		}
+		before := t.Before.Durable.node(after.Key())
+		if before != nil && before.Role == topology.Slave && before.State == topology.Active && before.Partition == after.Partition {
+			continue
+		}
+		c, ok := t.Input.(Command)
+		if ok && c.Verb == VerbState && !c.HasSession && !byExtendedMaster(t.Before.Durable, after.Partition) {
+			continue // a plain master gives no grants
+		}
+		g := Grant{c.Epoch, c.Session}
+		if !ok || !c.HasSession || c.Verb != VerbState || nodeKey(c.Name, c.Port) != after.Key() ||
+			g.Epoch != t.Before.Durable.epoch(after.Partition) || before == nil || !g.After(before.Floor) {
+			return fmt.Errorf("%s became an active replica of partition %d", after.Key(), after.Partition)
+		}
+	}
+	return nil
+}
+
+func byExtendedMaster(d Durable, p int) bool {
+	key := activeMaster(d, p)
+	return key != "" && d.node(key).Extended
+}
+
+func floorNeverFalls(t Transition) error {
+	for _, before := range t.Before.Durable.Nodes {
+		if after := t.After.Durable.node(before.Key()); after != nil && before.Floor.After(after.Floor) {
+			return fmt.Errorf("%s: from %v to %v", before.Key(), before.Floor, after.Floor)
+		}
+	}
+	return nil
+}
+
+func dutyFits(t Transition) error {
+	for _, n := range t.After.Durable.Nodes {
+		if (n.Role == topology.Proxy) != (n.Partition < 0) || n.Role == topology.Proxy && n.Balance != 0 || n.Balance < 0 {
+			return fmt.Errorf("%s is %s", n.Key(), n.duty())
+		}
+		if n.Role == topology.Slave && n.State == topology.Down {
+			return fmt.Errorf("%s is a replica and down", n.Key())
+		}
+	}
+	return nil
+}
+
+func sortedUnique(t Transition) error {
+	threads := map[int]bool{}
+	d := t.After.Durable
+	for i, n := range d.Nodes {
+		if i > 0 && d.Nodes[i-1].Key() >= n.Key() {
+			return fmt.Errorf("%s before %s", d.Nodes[i-1].Key(), n.Key())
+		}
+		if threads[n.ThreadType] || n.ThreadType < topology.FirstThreadType || n.ThreadType >= d.NextThread {
+			return fmt.Errorf("%s: thread type %d", n.Key(), n.ThreadType)
+		}
+		threads[n.ThreadType] = true
+	}
+	return nil
+}
+
+func versionGrows(t Transition) error {
+	a, b := t.Before.Durable.Map(), t.After.Durable.Map()
+	if b.Version < a.Version {
+		return fmt.Errorf("from %d to %d", a.Version, b.Version)
+	}
+	if a.Version == b.Version && !slices.Equal(a.Nodes, b.Nodes) {
+		return fmt.Errorf("two maps of version %d", a.Version)
+	}
+	return nil
+}
+
+func seqOrder(t Transition) error {
+	s := t.After
+	if s.Saved.Seq > s.Durable.Seq || s.Saving.Seq > s.Durable.Seq || s.Saving.Seq != 0 && s.Saving.Seq <= s.Saved.Seq {
+		return fmt.Errorf("saved %d, saving %d, decided %d", s.Saved.Seq, s.Saving.Seq, s.Durable.Seq)
+	}
+	return nil
+}
+
+func persistBeforeBroadcast(t Transition) error {
+	for _, e := range t.Effects {
+		if b, ok := e.(Broadcast); ok && !b.Update.Map.Equal(t.After.Saved.Map()) {
+			return fmt.Errorf("version %d handed out, %d saved", b.Update.Map.Version, t.After.Saved.Version)
+		}
+	}
+	if t.After.SentVersion > t.After.Saved.Version {
+		return fmt.Errorf("version %d handed out, %d saved", t.After.SentVersion, t.After.Saved.Version)
+	}
+	return nil
+}
+
+func persistBeforeReply(t Transition) error {
+	saved := t.After.Saved.Seq
+	for _, p := range t.After.Replies {
+		if p.After <= saved {
+			return fmt.Errorf("reply %d waits though %d is saved", p.Reply.ID, saved)
+		}
+	}
+	for _, e := range t.Effects {
+		r, ok := e.(Reply)
+		if !ok {
+			continue
+		}
+		if i := slices.IndexFunc(t.Before.Replies, func(p PendingReply) bool { return p.Reply.ID == r.ID }); i >= 0 {
+			if t.Before.Replies[i].After > saved {
+				return fmt.Errorf("reply %d given at %d, decided on %d", r.ID, saved, t.Before.Replies[i].After)
+			}
+		} else if t.Before.Durable.Seq > saved {
+			return fmt.Errorf("reply %d given at %d, decided on %d", r.ID, saved, t.Before.Durable.Seq)
+		}
+	}
+	return nil
+}
+
+func oneReply(t Transition) error {
+	count := map[uint64]int{}
+	for _, p := range t.Before.Replies {
+		count[p.Reply.ID]++
+	}
+	if c, ok := t.Input.(Command); ok {
+		count[c.ID]++
+	}
+	for _, p := range t.After.Replies {
+		count[p.Reply.ID]--
+	}
+	for _, e := range t.Effects {
+		if r, ok := e.(Reply); ok {
+			count[r.ID]--
+		}
+	}
+	for id, n := range count {
+		if n != 0 {
+			return fmt.Errorf("command %d: %d replies missing", id, n)
+		}
+	}
+	return nil
+}
+
+func onePersist(t Transition) error {
+	pending := 0
+	if _, ok := t.Input.(Persisted); !ok && t.Before.Saving.Seq != 0 {
+		pending++
+	}
+	for _, e := range t.Effects {
+		if p, ok := e.(Persist); ok {
+			pending++
+			if p.Durable.Seq != t.After.Saving.Seq {
+				return fmt.Errorf("seq %d is not the one being saved, %d", p.Durable.Seq, t.After.Saving.Seq)
+			}
+		}
+	}
+	if pending > 1 {
+		return fmt.Errorf("%d are", pending)
+	}
+	return nil
+}
+
+func labelsAreSaved(t Transition) error {
+	for _, e := range t.Effects {
+		l, ok := e.(LabelNodes)
+		if !ok {
+			continue
+		}
+		for _, label := range l.Labels {
+			n := t.After.Saved.node(label.Key)
+			if n == nil || n.Role != label.Role || n.State != label.State || n.Partition != label.Partition {
+				return fmt.Errorf("%s is labelled %v of partition %d", label.Key, label.Role, label.Partition)
+			}
+		}
+	}
+	return nil
+}
+
+func machineRests(t Transition) error {
+	s := t.After
+	switch step := s.Machine.Step; {
+	case step == StepDone, step == StepInit && s.Started == 0, step == StepAssignRoles && s.Saving.Seq != 0:
+		return nil
+	default:
+		return fmt.Errorf("it is in %s", step)
+	}
+}

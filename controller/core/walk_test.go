@@ -1,0 +1,492 @@
+package core
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// TestRandomWalk lets a small world of nodes, agents, an operator and an
+// unreliable backend act at random on a controller, with every invariant checked
+// after every step. At last the world calms down, and the controller must bring
+// it to what was asked for, without further changes.
+func TestRandomWalk(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t)
+		t.Repeat(map[string]func(*rapid.T){
+			"tick":          w.tick,
+			"start node":    w.start,
+			"crash node":    w.crash,
+			"cut node":      w.cut,
+			"leave":         w.leave,
+			"ping":          w.ping,
+			"report":        w.report,
+			"lose agent":    w.loseAgent,
+			"catch up":      w.catchUp,
+			"take back":     w.takeBack,
+			"late command":  w.late,
+			"operator":      w.operate,
+			"settle":        w.settle,
+			"fail persist":  w.failPersist,
+			"restart":       w.restart,
+			"members":       w.changeMembers,
+			"spec":          w.changeSpec,
+			"late registry": w.strayAdd,
+			"":              func(*rapid.T) {},
+		})
+		w.calm()
+	})
+}
+
+// process is one run of flared.
+type process struct {
+	instance   string
+	registered bool
+	said       bool // hello
+	held       int
+	lsn        topology.LSN
+}
+
+type worldNode struct {
+	key     string
+	running *process
+	reach   bool // the controller reaches it
+	agent   bool
+	held    int
+	lsn     topology.LSN
+}
+
+type world struct {
+	t       *rapid.T
+	state   State
+	now     int64
+	seq     int
+	nodes   []*worldNode
+	pending []Effect // requests under way
+	sent    MapUpdate
+	replies map[uint64]func(Reply)
+	nextID  uint64
+	lateCmd []Command
+	session uint64
+	plain   bool // no operator has interfered
+	steps   int
+}
+
+func newWorld(t *rapid.T) *world {
+	w := &world{t: t, now: 1_000_000, state: New(Durable{}), replies: map[uint64]func(Reply){}, plain: true}
+	for i := range rapid.IntRange(2, 5).Draw(t, "nodes") {
+		w.nodes = append(w.nodes, &worldNode{key: fmt.Sprintf("n%d:1", i), reach: true, held: -1})
+	}
+	w.input(Tick{Now: w.now})
+	w.input(SpecChanged{Spec: Spec{Generation: 1, Partitions: rapid.IntRange(1, 2).Draw(t, "partitions"),
+		Replicas: rapid.IntRange(1, 3).Draw(t, "replicas"), Meta: topology.DefaultMeta(), Config: "x"}})
+	return w
+}
+
+// input takes one step; effects that have results stay pending until settled.
+func (w *world) input(in Input) {
+	next, effects, err := Check(w.state, in)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.state = next
+	for _, e := range effects {
+		switch e := e.(type) {
+		case Reply:
+			if f := w.replies[e.ID]; f != nil {
+				delete(w.replies, e.ID)
+				f(e)
+			}
+		case Broadcast:
+			if e.Update.Map.Version < w.sent.Map.Version {
+				w.t.Fatalf("map %d after %d", e.Update.Map.Version, w.sent.Map.Version)
+			}
+			w.sent = e.Update
+			w.heed()
+		case Persist, WriteConfig, ScaleTo, LabelNodes, WriteStatus:
+			w.pending = append(w.pending, e)
+		}
+	}
+}
+
+// heed lets the nodes that hear the map do what it says: a master begins its
+// epoch and writes.
+func (w *world) heed() {
+	for _, n := range w.sent.Map.Nodes {
+		wn := w.node(n.Key())
+		if wn == nil || wn.running == nil || !wn.reach || n.Role != topology.Master || n.State != topology.Active {
+			continue
+		}
+		wn.held = n.Partition
+		wn.lsn = topology.LSN{Epoch: n.Epoch, Index: wn.lsn.Index + 1}
+	}
+}
+
+func (w *world) node(key string) *worldNode {
+	for _, n := range w.nodes {
+		if n.key == key {
+			return n
+		}
+	}
+	return nil
+}
+
+func (w *world) do(c Command, then func(Reply)) {
+	w.nextID++
+	c.ID = w.nextID
+	if then != nil {
+		w.replies[c.ID] = then
+	}
+	w.input(c)
+}
+
+func (w *world) command(key string, verb Verb) Command {
+	name, port, err := topology.SplitKey(key)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return Command{Verb: verb, Name: name, Port: port}
+}
+
+func (w *world) pick(t *rapid.T) *worldNode { return rapid.SampledFrom(w.nodes).Draw(t, "node") }
+
+func (w *world) tick(t *rapid.T) {
+	w.now += rapid.SampledFrom([]int64{200, 200, 1000, 4000, 11000}).Draw(t, "ms")
+	w.input(Tick{Now: w.now})
+}
+
+func (w *world) start(t *rapid.T) { w.startNode(w.pick(t)) }
+
+func (w *world) startNode(n *worldNode) {
+	if n.running == nil {
+		w.seq++
+		n.running = &process{instance: "i" + strconv.Itoa(w.seq), held: n.held, lsn: n.lsn}
+	}
+	p := n.running
+	if p.said {
+		return
+	}
+	if p.registered {
+		w.hello(n, p)
+		return
+	}
+	w.do(w.command(n.key, VerbAdd), func(r Reply) {
+		if r.Err == "" && n.running == p && !p.registered {
+			p.registered = true
+			w.hello(n, p)
+		}
+	})
+}
+
+func (w *world) hello(n *worldNode, p *process) {
+	c := w.command(n.key, VerbHello)
+	c.Hello = Hello{Instance: p.instance, Partition: n.held, LSN: n.lsn}
+	w.do(c, func(r Reply) {
+		switch {
+		case n.running != p:
+		case r.Err == "":
+			p.said = true
+		case r.Err == RefuseNotRegistered:
+			p.registered = false
+		default:
+			w.t.Fatalf("hello of %s: %s", n.key, r.Err)
+		}
+	})
+}
+
+func (w *world) crash(t *rapid.T) {
+	n := w.pick(t)
+	n.running = nil
+	if rapid.Bool().Draw(t, "disk lost") {
+		n.held, n.lsn = -1, topology.LSN{}
+	}
+	if n.agent && rapid.Bool().Draw(t, "agent sees it") {
+		w.reportOf(n)
+	}
+}
+
+func (w *world) cut(t *rapid.T) { n := w.pick(t); n.reach = !n.reach }
+
+func (w *world) leave(t *rapid.T) {
+	n := w.pick(t)
+	if n.running == nil || !n.running.registered {
+		return
+	}
+	w.do(w.command(n.key, VerbShutdown), nil)
+	if rapid.Bool().Draw(t, "ends") {
+		n.running = nil
+	}
+}
+
+func (w *world) ping(t *rapid.T) { w.pingNode(w.pick(t)) }
+
+func (w *world) pingNode(n *worldNode) {
+	out := PingOK
+	switch {
+	case !n.reach:
+		out = PingTimeout
+	case n.running == nil:
+		out = PingRefused
+	}
+	w.input(Pinged{Key: n.key, Outcome: out})
+}
+
+func (w *world) report(t *rapid.T) { w.reportOf(w.pick(t)) }
+
+func (w *world) reportOf(n *worldNode) {
+	n.agent = true
+	r := AgentReport{Key: n.key, Zone: string('x' + n.key[1]%2), Alive: n.running != nil, DataPartition: n.held, LSN: n.lsn, Partition: -1, Role: topology.Proxy}
+	if o, ok := w.state.SeenOf(n.key); ok {
+		r.Instance = o.Report.Instance
+	}
+	if p := n.running; p != nil {
+		r.Instance, r.Serving = p.instance, p.said
+		if p.said && n.reach {
+			if e, ok := w.sent.Map.Find(n.key); ok {
+				r.MapVersion, r.Role, r.State, r.Partition = w.sent.Map.Version, e.Role, e.State, e.Partition
+			}
+		}
+	}
+	w.input(r)
+}
+
+func (w *world) loseAgent(t *rapid.T) {
+	n := w.pick(t)
+	n.agent = false
+	w.input(AgentLost{Key: n.key})
+}
+
+// catchUp lets a replica's master, as the last map has it, grant that it is in
+// sync; the command may come late.
+func (w *world) catchUp(t *rapid.T) {
+	n := w.pick(t)
+	c, ok := w.grant(n)
+	if !ok {
+		return
+	}
+	if rapid.Bool().Draw(t, "late") {
+		w.lateCmd = append(w.lateCmd, c)
+		return
+	}
+	w.do(c, nil)
+}
+
+func (w *world) grant(n *worldNode) (Command, bool) {
+	e, ok := w.sent.Map.Find(n.key)
+	if !ok || e.Role != topology.Slave || e.State != topology.Prepare || n.running == nil {
+		return Command{}, false
+	}
+	for _, m := range w.sent.Map.Nodes {
+		if m.Role == topology.Master && m.State == topology.Active && m.Partition == e.Partition {
+			if mn := w.node(m.Key()); mn != nil {
+				n.held, n.lsn = e.Partition, mn.lsn
+			}
+		}
+	}
+	w.session++
+	c := w.command(n.key, VerbState)
+	c.State, c.Epoch, c.Session, c.HasSession = topology.Active, e.Epoch, w.session, true
+	return c, true
+}
+
+func (w *world) takeBack(t *rapid.T) {
+	n := w.pick(t)
+	e, ok := w.sent.Map.Find(n.key)
+	if !ok || e.Role != topology.Slave {
+		return
+	}
+	c := w.command(n.key, VerbBehind)
+	c.Epoch, c.Session, c.HasSession = e.Epoch, w.session, true
+	w.do(c, func(r Reply) {
+		// From here on the master goes on alone: nobody may be able to say otherwise.
+		if now := w.state.Saved.node(n.key); r.Err == "" && now != nil && now.Role == topology.Slave &&
+			now.State == topology.Active && !now.Granted.After(Grant{c.Epoch, c.Session}) && w.plain {
+			w.t.Fatalf("%s was taken back at %d/%d and is in sync still", n.key, c.Epoch, c.Session)
+		}
+	})
+}
+
+func (w *world) late(*rapid.T) {
+	if len(w.lateCmd) > 0 {
+		c := w.lateCmd[0]
+		w.lateCmd = w.lateCmd[1:]
+		w.do(c, nil)
+	}
+}
+
+// operate sends a command that an operator might.
+func (w *world) operate(t *rapid.T) {
+	n := w.pick(t)
+	w.plain = false
+	verb := rapid.SampledFrom([]Verb{VerbRole, VerbState, VerbRemove}).Draw(t, "verb")
+	c := w.command(n.key, verb)
+	c.Role = rapid.SampledFrom([]topology.Role{topology.Master, topology.Slave, topology.Proxy}).Draw(t, "role")
+	c.State = rapid.SampledFrom([]topology.State{topology.Active, topology.Prepare, topology.Down, topology.Ready}).Draw(t, "state")
+	c.Balance = rapid.IntRange(-1, 3).Draw(t, "balance")
+	c.Partition = rapid.IntRange(-1, 3).Draw(t, "partition")
+	w.do(c, nil)
+}
+
+// strayAdd registers a node again though it need not.
+func (w *world) strayAdd(t *rapid.T) { w.do(w.command(w.pick(t).key, VerbAdd), nil) }
+
+// settle lets the oldest request under way succeed.
+func (w *world) settle(*rapid.T) { w.finish("") }
+
+func (w *world) failPersist(*rapid.T) { w.finish("conflict") }
+
+func (w *world) finish(err string) {
+	if len(w.pending) == 0 {
+		return
+	}
+	e := w.pending[0]
+	w.pending = w.pending[1:]
+	switch e := e.(type) {
+	case Persist:
+		w.input(Persisted{Seq: e.Durable.Seq, Err: err})
+	case WriteConfig:
+		w.input(Done{Request: RequestConfig, Seq: e.Seq, Err: err})
+	case ScaleTo:
+		w.input(Done{Request: RequestScale, Seq: e.Seq, Err: err})
+	case LabelNodes:
+		w.input(Done{Request: RequestLabels, Seq: e.Seq, Err: err})
+	case WriteStatus:
+		w.input(Done{Request: RequestStatus, Seq: e.Seq, Err: err})
+	}
+}
+
+// restart replaces the controller: what was being saved is saved or not, what
+// waited for it is lost, and with it every reply.
+func (w *world) restart(t *rapid.T) {
+	d := w.state.Saved
+	if w.state.Saving.Seq != 0 && rapid.Bool().Draw(t, "saved") {
+		d = w.state.Saving
+	}
+	spec, members := w.state.Spec, w.state.Members
+	w.pending, w.replies = nil, map[uint64]func(Reply){}
+	for _, n := range w.nodes {
+		n.agent = false
+	}
+	w.state = New(d)
+	w.input(Tick{Now: w.now})
+	w.input(SpecChanged{Spec: spec})
+	if members.Known {
+		w.input(MembersChanged{Members: members})
+	}
+}
+
+func (w *world) changeMembers(t *rapid.T) {
+	m := Members{Known: true, Count: len(w.nodes)}
+	for i, n := range w.nodes {
+		m.List = append(m.List, Member{Key: n.key, Ordinal: i, Zone: string('x' + n.key[1]%2),
+			Exists: rapid.IntRange(0, 3).Draw(t, "exists") > 0, Terminating: rapid.IntRange(0, 5).Draw(t, "terminating") == 0})
+	}
+	w.input(MembersChanged{Members: m})
+}
+
+func (w *world) changeSpec(t *rapid.T) {
+	spec := w.state.Spec
+	spec.Generation++
+	spec.Replicas = rapid.IntRange(1, 3).Draw(t, "replicas")
+	if rapid.IntRange(0, 4).Draw(t, "repartition") == 0 {
+		spec.Partitions = rapid.IntRange(1, 3).Draw(t, "partitions")
+	}
+	w.input(SpecChanged{Spec: spec})
+}
+
+// calm ends all faults and lets everything run its course, in rounds of a
+// second. Then nothing may change any more, every established partition must
+// have a master, and as many replicas in sync as there are nodes for.
+func (w *world) calm() {
+	for _, n := range w.nodes {
+		n.reach = true
+	}
+	quiet, version := 0, w.state.Saved.Version
+	for range 120 {
+		m := Members{Known: true, Count: w.state.wantedNodes()}
+		for i, n := range w.nodes {
+			m.List = append(m.List, Member{Key: n.key, Ordinal: i, Exists: true, Zone: "x"})
+		}
+		w.input(MembersChanged{Members: m})
+		for _, n := range w.nodes {
+			w.startNode(n)
+			w.reportOf(n)
+			w.pingNode(n)
+			for range 50 {
+				w.finish("")
+			}
+			if c, ok := w.grant(n); ok {
+				w.do(c, nil)
+			}
+		}
+		for range 5 {
+			w.now += 200
+			w.input(Tick{Now: w.now})
+			for range 50 {
+				w.finish("")
+			}
+		}
+		if v := w.state.Saved.Version; v == version {
+			quiet++
+		} else {
+			quiet, version = 0, v
+		}
+		if quiet >= 15 {
+			break
+		}
+	}
+	if quiet < 15 {
+		w.t.Fatalf("the map still changes after two minutes of calm: version %d\n%s", version, w.show())
+	}
+	if len(w.state.Replies) > 0 || w.state.Saving.Seq != 0 || w.state.Machine.Step != StepDone {
+		w.t.Fatalf("not at rest: %d replies, saving %d, machine %s", len(w.state.Replies), w.state.Saving.Seq, w.state.Machine.Step)
+	}
+	if !w.plain {
+		return // an operator's map may be anything that the tables allow
+	}
+	s := w.state
+	parts := PartitionsOf(s)
+	if len(s.Durable.Partitions) == 0 {
+		if s.Blocked.Reason == "" && s.Refusal.Reason == "" {
+			w.t.Fatalf("no partitions, and no reason given\n%s", w.show())
+		}
+		return
+	}
+	free := 0
+	for _, n := range s.Saved.Nodes {
+		if m, ok := s.member(n.Key()); n.Role == topology.Proxy && n.up() && ok && m.Ordinal < s.wantedNodes() {
+			free++
+		}
+	}
+	for _, p := range parts {
+		switch {
+		case p.State == PartitionForming:
+		case p.Master == "":
+			if s.Blocked.Reason != ReasonMasterDataLost {
+				w.t.Fatalf("partition %d has no master, and no reason is given\n%s", p.Number, w.show())
+			}
+			return
+		case len(p.Preparing) > 0:
+			w.t.Fatalf("partition %d has replicas that were granted and are not in sync\n%s", p.Number, w.show())
+		case len(p.InSync) < s.Spec.Replicas-1 && free > 0:
+			w.t.Fatalf("partition %d lacks replicas while %d nodes are free\n%s", p.Number, free, w.show())
+		}
+	}
+}
+
+func (w *world) show() string {
+	out := fmt.Sprintf("spec %+v\nblocked %+v refusal %+v\n", w.state.Spec, w.state.Blocked, w.state.Refusal)
+	for _, n := range w.state.Durable.Nodes {
+		out += fmt.Sprintf("  %s %s extended=%t gone=%t %s held=%d\n", n.Key(), n.duty(), n.Extended, n.Gone, n.DownReason, n.Held)
+	}
+	for _, o := range w.state.Seen {
+		out += fmt.Sprintf("  seen %+v\n", o)
+	}
+	i := slices.IndexFunc(w.nodes, func(n *worldNode) bool { return n.running == nil })
+	return out + fmt.Sprintf("  stopped: %d", i)
+}
