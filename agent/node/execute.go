@@ -132,7 +132,7 @@ func (s *Server) awaitReplicas(lsn topology.LSN) error {
 
 // requestTimeout bounds a request to another node.
 func (s *Server) requestTimeout() time.Duration {
-	return max(5*time.Second, 4*s.live.Load().ReplicationTimeout)
+	return max(s.minTimeout, 4*s.live.Load().ReplicationTimeout)
 }
 
 // hash chooses the connection to another node and tells keys apart.

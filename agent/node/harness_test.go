@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -241,12 +241,13 @@ type testNode struct {
 	port  int
 	index *testIndex
 	opts  options.Options
+	wait  time.Duration // FailoverWait
 	leave context.CancelFunc
 	done  chan error
 }
 
-// tune changes the options of a test's node.
-type tune func(*options.Options)
+// A tune changes how a test's node is started.
+type tune func(*testNode)
 
 func startNode(t *testing.T, x *testIndex, tunes ...tune) *testNode {
 	t.Helper()
@@ -255,7 +256,7 @@ func startNode(t *testing.T, x *testIndex, tunes ...tune) *testNode {
 	n.opts.IndexServers = []string{x.addr()}
 	n.opts.ReplicationTimeout = time.Second
 	for _, f := range tunes {
-		f(&n.opts)
+		f(n)
 	}
 	n.start()
 	t.Cleanup(func() { n.kill() })
@@ -291,8 +292,8 @@ func (n *testNode) launch() {
 	}
 	n.Server, err = New(Config{
 		Options: n.opts, DB: db, Listener: l, Version: "9.9.9", Logger: logger,
-		FailoverWait: 5 * time.Second,
-		Settings:     &Settings{base: n.opts, path: filepath.Join(n.dir, appliedName)},
+		FailoverWait: cmp.Or(n.wait, 5*time.Second), RequestTimeout: time.Second,
+		Settings: &Settings{base: n.opts, path: filepath.Join(n.dir, appliedName)},
 	})
 	if err != nil {
 		n.t.Fatal(err)
@@ -440,5 +441,3 @@ func (n *testNode) settled(kind dutyKind) {
 		return nil
 	})
 }
-
-var _ = slices.Contains[[]string]

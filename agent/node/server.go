@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -25,6 +26,8 @@ const (
 	// defaultFailoverWait bounds how long a request waits for a node map that
 	// tells who can execute it.
 	defaultFailoverWait = 3 * time.Second
+	// defaultRequestTimeout bounds a request to another node from below.
+	defaultRequestTimeout = 5 * time.Second
 	// reservedConnections are kept for the index and the other nodes when
 	// clients use up the limit.
 	reservedConnections = 64
@@ -45,7 +48,8 @@ type Config struct {
 	Logger   *slog.Logger
 	Clock    func() time.Time // default time.Now
 
-	FailoverWait time.Duration // default 3 s
+	FailoverWait   time.Duration // of a request for a map that tells who executes it; default 3 s
+	RequestTimeout time.Duration // least time that another node has to answer; default 5 s
 }
 
 // A Server is one storage node.
@@ -62,6 +66,7 @@ type Server struct {
 	listener net.Listener
 
 	failoverWait time.Duration
+	minTimeout   time.Duration // of a request to another node
 
 	live    atomic.Pointer[options.Options] // in force; never modified
 	db      *storage.DB
@@ -103,7 +108,8 @@ func New(cfg Config) (*Server, error) {
 		settings:     cfg.Settings,
 		seed:         maphash.MakeSeed(),
 		listener:     cfg.Listener,
-		failoverWait: cfg.FailoverWait,
+		failoverWait: cmp.Or(cfg.FailoverWait, defaultFailoverWait),
+		minTimeout:   cmp.Or(cfg.RequestTimeout, defaultRequestTimeout),
 		db:           cfg.DB,
 		changed:      newBroadcast(),
 		conns:        map[*conn]struct{}{},
@@ -113,9 +119,6 @@ func New(cfg Config) (*Server, error) {
 	}
 	if s.logger == nil {
 		s.logger = slog.Default()
-	}
-	if s.failoverWait == 0 {
-		s.failoverWait = defaultFailoverWait
 	}
 	s.started = s.clock()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
