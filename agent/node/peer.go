@@ -16,9 +16,10 @@ import (
 )
 
 const (
-	// peerLinks is the number of connections to each other node. A key always
-	// uses the same one, so that the order of requests for a key is kept.
-	peerLinks = 2
+	// peerLinks is the number of connections to each other node: half of them
+	// for reads, so that these do not stand behind writes which wait for replicas.
+	// Writes of a key always use the same one.
+	peerLinks = 4
 	// peerDialTimeout bounds the time that a dead node costs.
 	peerDialTimeout = time.Second
 	// peerRetryPause is how long a node that could not be reached fails
@@ -78,7 +79,8 @@ func newPeers(traffic *traffic, logger *slog.Logger) *peers {
 	}
 }
 
-// submit queues a call to a node. It never blocks; hash chooses the connection.
+// submit queues a call to a node. It never blocks; hash chooses among the
+// connections of the call's kind.
 func (p *peers) submit(node string, hash uint32, c *call) {
 	p.mu.Lock()
 	if p.closed {
@@ -91,10 +93,14 @@ func (p *peers) submit(node string, hash uint32, c *call) {
 		links = new([peerLinks]*link)
 		p.byKey[node] = links
 	}
-	l := links[hash%peerLinks]
+	i := hash % (peerLinks / 2)
+	if c.shape == shapeValues {
+		i += peerLinks / 2
+	}
+	l := links[i]
 	if l == nil {
 		l = &link{peers: p, node: node, wake: make(chan struct{}, 1), stop: make(chan struct{})}
-		links[hash%peerLinks] = l
+		links[i] = l
 		go l.run()
 	}
 	p.mu.Unlock()

@@ -39,18 +39,18 @@ func main() {
 
 func run(args []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("flared", flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	fs.Usage = func() {
-		fmt.Fprintf(stderr, "usage: flared --data-dir DIR --index-servers HOST:PORT[,HOST:PORT...] [--config FILE] [options]\n\n")
-		fs.PrintDefaults()
-	}
+	fs.SetOutput(io.Discard) // the list of all options would hide the message
 	config := fs.String("config", "", "read options from `file` (name = value); the command line wins")
 	showVersion := fs.Bool("version", false, "print the version and exit")
 	line := options.Flags(fs)
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintf(stdout, "usage: flared --data-dir DIR --index-servers HOST:PORT[,HOST:PORT...] [--config FILE] [options]\n\n")
+		fs.SetOutput(stdout)
+		fs.PrintDefaults()
 		return 0
 	case err != nil:
+		fmt.Fprintf(stderr, "flared: %v; flared --help lists the options\n", err)
 		return exitUsage
 	}
 	if *showVersion {
