@@ -70,17 +70,20 @@ func (e *Election) Run(ctx context.Context, lead func(context.Context) error) er
 	electing, endElection := context.WithCancel(context.WithoutCancel(ctx))
 	defer endElection()
 
+	leases := ownedLeases{e.Lock.CoordinationV1(), ownerOf(cfg.Cluster, e.Owner.UID), e.contact}
 	elected := make(chan context.Context, 1)
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Name: cfg.Lease, Namespace: cfg.Namespace},
-			Client:     ownedLeases{e.Lock.CoordinationV1(), ownerOf(cfg.Cluster, e.Owner.UID), cfg.PodName, new(""), e.contact},
+			Client:     leases,
 			LockConfig: resourcelock.ResourceLockConfig{Identity: cfg.PodName},
 		},
-		LeaseDuration:   duration,
-		RenewDeadline:   deadline,
-		RetryPeriod:     period,
-		ReleaseOnCancel: true,
+		LeaseDuration: duration,
+		RenewDeadline: deadline,
+		RetryPeriod:   period,
+		// The elector would try to release a lease that it failed to renew, too, and
+		// end the holder's context only afterwards: too late when the API server hangs.
+		ReleaseOnCancel: false,
 		Name:            cfg.Lease,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(ctx context.Context) { elected <- ctx },
@@ -104,6 +107,11 @@ func (e *Election) Run(ctx context.Context, lead func(context.Context) error) er
 	stop := func() {
 		endElection()
 		<-over
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), period)
+		defer cancel()
+		if err := release(bye, leases.Leases(cfg.Namespace), cfg); err != nil {
+			cfg.Logger.Warn("lease not released; others wait until it ends", "error", err)
+		}
 	}
 
 	var holding context.Context
@@ -133,6 +141,32 @@ func (e *Election) Run(ctx context.Context, lead func(context.Context) error) er
 		cfg.Logger.Error("work of a former leader has not ended in time")
 	}
 	return ErrLostLeadership
+}
+
+// release gives the lease up if this controller holds it.
+func release(ctx context.Context, leases coordinationclient.LeaseInterface, cfg Config) error {
+	l, err := leases.Get(ctx, cfg.Lease, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return described("read Lease "+cfg.Lease, err)
+	}
+	if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity != cfg.PodName {
+		return nil
+	}
+	l.Spec.HolderIdentity = new("")
+	l.Spec.LeaseDurationSeconds = new(int32(1))
+	// The resourceVersion that was read makes this fail if somebody else has taken
+	// the lease since.
+	_, err = leases.Update(ctx, l, metav1.UpdateOptions{})
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return described("release Lease "+cfg.Lease, err)
+	}
+	return nil
 }
 
 // contact passes on whether the API server answered; a refusal is an answer.
@@ -238,10 +272,7 @@ func patchLabel(ctx context.Context, cfg Config, pod, label string, value *strin
 // to do that once.
 type ownedLeases struct {
 	coordinationclient.LeasesGetter
-	owner []metav1.OwnerReference
-	self  string
-	// holder is who held the Lease when it was last read; of the elector's goroutine.
-	holder  *string
+	owner   []metav1.OwnerReference
 	contact func(error)
 }
 
@@ -251,35 +282,23 @@ func (o ownedLeases) Leases(namespace string) coordinationclient.LeaseInterface 
 
 type ownedLease struct {
 	coordinationclient.LeaseInterface
-	ownedLeases
+	by ownedLeases
 }
 
 func (o ownedLease) Get(ctx context.Context, name string, opts metav1.GetOptions) (*coordinationv1.Lease, error) {
 	l, err := o.LeaseInterface.Get(ctx, name, opts)
-	o.contact(err)
-	if err == nil {
-		*o.holder = ""
-		if l.Spec.HolderIdentity != nil {
-			*o.holder = *l.Spec.HolderIdentity
-		}
-	}
+	o.by.contact(err)
 	return l, err
 }
 
 func (o ownedLease) Create(ctx context.Context, l *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
-	l.OwnerReferences = o.owner
+	l.OwnerReferences = o.by.owner
 	return o.LeaseInterface.Create(ctx, l, opts)
 }
 
 func (o ownedLease) Update(ctx context.Context, l *coordinationv1.Lease, opts metav1.UpdateOptions) (*coordinationv1.Lease, error) {
-	// An elector that failed to renew for long still believes that the Lease is
-	// its own to release. By then it may be somebody else's.
-	release := l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == ""
-	if release && *o.holder != o.self {
-		return nil, fmt.Errorf("the lease is held by %q by now: %w", *o.holder, ErrLostLeadership)
-	}
-	l.OwnerReferences = o.owner
+	l.OwnerReferences = o.by.owner
 	updated, err := o.LeaseInterface.Update(ctx, l, opts)
-	o.contact(err)
+	o.by.contact(err)
 	return updated, err
 }

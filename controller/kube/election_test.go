@@ -152,23 +152,27 @@ func TestLostLease(t *testing.T) {
 
 func TestReleaseLeavesAnothersLeaseAlone(t *testing.T) {
 	w := newWorld(t)
-	leases := ownedLeases{w.kube.CoordinationV1(), nil, "ctl-0", new(""), func(error) {}}.Leases(namespace)
-	other := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "l"}, Spec: coordinationv1.LeaseSpec{HolderIdentity: new("ctl-1")}}
-	if _, err := leases.Create(t.Context(), other, metav1.CreateOptions{}); err != nil {
+	leases := w.kube.CoordinationV1().Leases(namespace)
+	cfg := w.cfg
+	cfg.Lease = "l"
+	if err := release(t.Context(), leases, cfg); err != nil {
+		t.Errorf("no lease: %v", err)
+	}
+	held := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "l"}, Spec: coordinationv1.LeaseSpec{HolderIdentity: new("ctl-1")}}
+	if _, err := leases.Create(t.Context(), held, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := leases.Get(t.Context(), "l", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	free := got.DeepCopy()
-	free.Spec.HolderIdentity = new("")
-	if _, err := leases.Update(t.Context(), free, metav1.UpdateOptions{}); !errors.Is(err, ErrLostLeadership) {
-		t.Errorf("release of another's lease: %v", err)
-	}
-	mine := got.DeepCopy()
-	mine.Spec.HolderIdentity = new("ctl-0")
-	if _, err := leases.Update(t.Context(), mine, metav1.UpdateOptions{}); err != nil {
-		t.Errorf("taking an expired lease: %v", err)
+	for _, tt := range []struct{ name, after string }{{"ctl-0", "ctl-1"}, {"ctl-1", ""}} {
+		cfg.PodName = tt.name
+		if err := release(t.Context(), leases, cfg); err != nil {
+			t.Fatal(err)
+		}
+		got, err := leases.Get(t.Context(), "l", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *got.Spec.HolderIdentity != tt.after {
+			t.Errorf("%s released: held by %q, want %q", tt.name, *got.Spec.HolderIdentity, tt.after)
+		}
 	}
 }

@@ -190,7 +190,7 @@ type FlareClusterStatus struct {
 
 	// Version of the node map; grows by one with every change.
 	// +optional
-	MapVersion int64 `json:"mapVersion,omitempty"`
+	MapVersion int64 `json:"mapVersion"`
 
 	// One entry a partition, by number.
 	// +optional
