@@ -242,6 +242,7 @@ type testNode struct {
 	index *testIndex
 	opts  options.Options
 	wait  time.Duration // FailoverWait
+	clock func() time.Time
 	leave context.CancelFunc
 	done  chan error
 }
@@ -292,7 +293,7 @@ func (n *testNode) launch() {
 	}
 	n.Server, err = New(Config{
 		Options: n.opts, DB: db, Listener: l, Version: "9.9.9", Logger: logger,
-		FailoverWait: cmp.Or(n.wait, 5*time.Second), RequestTimeout: time.Second,
+		FailoverWait: cmp.Or(n.wait, 5*time.Second), RequestTimeout: time.Second, Clock: n.clock,
 		Settings: &Settings{base: n.opts, path: filepath.Join(n.dir, appliedName)},
 	})
 	if err != nil {
