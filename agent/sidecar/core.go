@@ -315,6 +315,8 @@ func withFile(known []*agentv1.OptionStatus, text string, settings []options.Set
 					o.State = k.GetState()
 				}
 			}
+		case len(known) > 0 && r.Line == 0:
+			continue // this flared does not tell
 		case r.State != options.Rejected:
 			o.State = agentv1.OptionState_OPTION_STATE_UNSPECIFIED
 		}

@@ -242,6 +242,23 @@ func TestOptionsOfARejectedFile(t *testing.T) {
 	})
 }
 
+// A flared may tell of live options alone; a rejection adds what the file names, no more.
+func TestOptionsOfAFlaredThatTellsFew(t *testing.T) {
+	s, _ := Step(State{}, up(0, "a"))
+	s, _ = Step(s, file(0, "max-connection = 0\nblock-cache-size-mb = 128\n", 1))
+	s, _ = Step(s, ApplyDone{At: at(1), Attempt: 1, Response: &agentv1.ApplyOptionsResponse{Options: []*agentv1.OptionStatus{
+		{Key: "max-connection", Effective: "7"}, {Key: "log-level", Effective: "warn", State: agentv1.OptionState_OPTION_STATE_APPLIED},
+	}}})
+	var keys []string
+	for _, o := range s.Status().GetConfig().GetOptions() {
+		keys = append(keys, o.GetKey()+"="+o.GetEffective()+" "+o.GetReason())
+	}
+	slices.Sort(keys)
+	if want := []string{"block-cache-size-mb= file_rejected", "log-level=warn ", "max-connection=7 out_of_range"}; !slices.Equal(keys, want) {
+		t.Errorf("options %q, want %q", keys, want)
+	}
+}
+
 func TestOptionsBetweenFileAndAnswer(t *testing.T) {
 	s, _ := Step(State{}, up(0, "a"))
 	s, _ = Step(s, file(0, "rocksdb-sync-writes = true\nmax-connection = 7\n", 1))

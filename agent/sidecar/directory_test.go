@@ -118,9 +118,9 @@ func TestConfigurationIsAppliedWhenTheConfigMapIsSwapped(t *testing.T) {
 	before := s.GetConfig()
 
 	c.config(3, "rocksdb-sync-writes = false\nrocksdb-wal-ttl = 30\n")
-	s = r.waitStatus("the third is rejected by flared", func(s *agentv1.AgentStatus) bool {
-		return s.GetConfig().GetRejected() && len(f.sent()) == 3 && optionOf(s, "rocksdb-wal-ttl-seconds").GetConfigured() == ""
-	})
+	r.waitStatus("the third is rejected", func(s *agentv1.AgentStatus) bool { return s.GetConfig().GetRejected() })
+	waitFor(t, "flared has rejected it too", func() bool { return r.agent.snapshot().Config.Applies.Rejected == 1 })
+	s = r.status()
 	if m, want := s.GetConfig().GetMessage(), "extra.conf:2: rocksdb-wal-ttl is not an option; did you mean rocksdb-wal-ttl-seconds?"; m != want {
 		t.Errorf("message %q, want %q", m, want)
 	}
