@@ -25,6 +25,12 @@ const (
 // MaxText is the longest file in bytes; a ConfigMap is no longer.
 const MaxText = 1 << 20
 
+// maxLine and maxName keep what is reported of a file small enough to be sent.
+const (
+	maxLine = 4096
+	maxName = 64
+)
+
 // maxProblems bounds what is reported of one file: what is no options file at
 // all would otherwise be reported line by line.
 const maxProblems = 100
@@ -143,6 +149,9 @@ func Parse(file string, text []byte, base Options) (Options, []Setting, error) {
 
 // splitLine takes a line apart; wrong tells why it cannot be.
 func splitLine(line []byte) (key, value string, empty bool, wrong string) {
+	if len(line) > maxLine {
+		return "", "", false, fmt.Sprintf("the line has %d bytes; a line has at most %d", len(line), maxLine)
+	}
 	if !utf8.Valid(line) {
 		return "", "", false, "the line is not UTF-8 text"
 	}
@@ -161,7 +170,7 @@ func splitLine(line []byte) (key, value string, empty bool, wrong string) {
 		return "", "", false, fmt.Sprintf("%q is not \"name = value\"", shorten(s))
 	case key == "":
 		return "", "", false, fmt.Sprintf("%q has no option name before the =; write \"name = value\"", shorten(s))
-	case strings.ContainsAny(key, " \t"):
+	case strings.ContainsAny(key, " \t") || len(key) > maxName:
 		return "", "", false, fmt.Sprintf("%q is not an option name; write one \"name = value\" a line", shorten(key))
 	}
 	return key, value, false, ""
@@ -213,7 +222,7 @@ var former = []string{
 // didYouMean names the candidate nearest to word, if one is near enough to be
 // what was meant.
 func didYouMean(word string, candidates []string) string {
-	if len(word) > 64 {
+	if len(word) > maxName {
 		return ""
 	}
 	best, nearest := "", max(2, len(word)/3)+1

@@ -66,6 +66,8 @@ func TestParseRefuses(t *testing.T) {
 		{"max-connection 5", `extra.conf:1: "max-connection 5" is not "name = value" [syntax]`},
 		{"= 5", `extra.conf:1: "= 5" has no option name before the =; write "name = value" [syntax]`},
 		{"max connection = 5", `extra.conf:1: "max connection" is not an option name; write one "name = value" a line [syntax]`},
+		{strings.Repeat("x", 65) + " = 1", `extra.conf:1: "` + strings.Repeat("x", 60) + `..." is not an option name; write one "name = value" a line [syntax]`},
+		{"data-dir = /" + strings.Repeat("x", 4096), "extra.conf:1: the line has 4108 bytes; a line has at most 4096 [syntax]"},
 		{"\xff\xfe = 1", "extra.conf:1: the line is not UTF-8 text [syntax]"},
 		{"max-connection\x00 = 5", "extra.conf:1: the line has a control character (0x00) [syntax]"},
 		// Numbers.

@@ -95,8 +95,8 @@ func (f *fakeFlared) WatchNode(_ *agentv1.WatchNodeRequest, stream grpc.ServerSt
 	for {
 		f.mu.Lock()
 		changed := f.changed
-		msg, err := (grpc.PreparedMsg{}), error(nil)
-		err = msg.Encode(stream, &agentv1.WatchNodeResponse{Status: f.status})
+		var msg grpc.PreparedMsg
+		err := msg.Encode(stream, &agentv1.WatchNodeResponse{Status: f.status})
 		f.mu.Unlock()
 		if err != nil {
 			return err
