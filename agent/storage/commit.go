@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math"
-	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -40,9 +38,11 @@ const (
 	// maxBatchChanges bounds the changes in one batch, and so the time that a
 	// replica needs for one step.
 	maxBatchChanges = 4096
-	// recoverInterval is the least time between two attempts to make a database
-	// writable again.
-	recoverInterval = time.Second
+	// retryInterval is the least time between two attempts to write again.
+	retryInterval = time.Second
+	// Free space is looked at when so much time has passed or so much was written.
+	spaceInterval = 100 * time.Millisecond
+	spaceBytes    = 4 << 20
 )
 
 // request is one change on its way through the committer. It belongs to the
@@ -256,9 +256,12 @@ func (db *DB) commitRequests(group []*request) (topology.LSN, error) {
 	return pos.LSN, nil
 }
 
-// write gives a batch to RocksDB. The caller holds commitMu. After a failure
-// it is unknown whether the log has the batch, so nothing more is written until
-// the database was reopened and has told.
+// write gives a batch to RocksDB. The caller holds commitMu and has called
+// writable.
+//
+// A batch that failed may or may not be in the log. RocksDB then accepts nothing
+// until it has begun a new log file, so the next batch, which gets the same
+// position, is behind it; a tail takes the last batch of a position.
 func (db *DB) write(data []byte, sync bool) error {
 	var err error
 	if db.failWrite != nil {
@@ -272,111 +275,87 @@ func (db *DB) write(data []byte, sync bool) error {
 		if sync {
 			db.fsyncs.Add(1)
 		}
+		db.unchecked += int64(len(data))
 		return nil
 	}
 	if errors.Is(err, ErrClosed) {
 		return err
 	}
 	db.writeErrors.Add(1)
-	db.failure = fmt.Errorf("%w: %w", ErrWriteFailed, err)
-	db.retryAt = db.opts.Now().Add(recoverInterval)
 	db.log.Error("database write failed, refusing writes until it works again", "dir", db.opts.Dir, "err", err)
-	return db.failure
+	// The tombstones are ahead of the database now.
+	if err := db.use(func(e *engine) error { return db.tombs.load(e, db.opts.Tombstones) }); err != nil {
+		db.log.Error("cannot read tombstones", "dir", db.opts.Dir, "err", err)
+	}
+	return db.fail(fmt.Errorf("%w: %w", ErrWriteFailed, err))
 }
 
-// writable returns nil if the database can be written, after an attempt to
-// make it so if enough time has passed since the last. The caller holds commitMu.
+func (db *DB) fail(err error) error {
+	db.failure = err
+	db.retryAt = db.opts.Now().Add(retryInterval)
+	return err
+}
+
+// writable returns nil if the database can be written. After a failure it tries
+// anew, but not all the time. The caller holds commitMu.
 func (db *DB) writable() error {
-	if db.failure == nil {
-		return nil
-	}
 	now := db.opts.Now()
+	if db.failure == nil {
+		if now.Sub(db.checkedAt) < spaceInterval && db.unchecked < spaceBytes {
+			return nil
+		}
+		err := db.checkSpace(now)
+		if err != nil {
+			db.log.Error("refusing writes", "dir", db.opts.Dir, "err", err)
+		}
+		return err
+	}
 	if now.Before(db.retryAt) {
 		return db.failure
 	}
-	db.retryAt = now.Add(recoverInterval)
-	before := db.Position().LSN
-	if err := db.reopen(); err != nil {
-		db.failure = fmt.Errorf("%w: %w", ErrWriteFailed, err)
-		return db.failure
+	if err := db.checkSpace(now); err != nil {
+		return err
 	}
-	if after := db.Position().LSN; after.Less(before) {
-		// What comes next would get a position that was given away already. A new
-		// epoch, which a restart leads to, tells the two apart.
-		db.failure = fmt.Errorf("%w: the log went back from %v to %v, the process must be restarted", ErrWriteFailed, before, after)
-		db.retryAt = now.Add(math.MaxInt64)
-		return db.failure
+	var err error
+	if db.failWrite != nil {
+		err = db.failWrite()
+	}
+	if err == nil {
+		err = db.use((*engine).probe)
+	}
+	if err != nil {
+		return db.fail(fmt.Errorf("%w: %w", ErrWriteFailed, err))
 	}
 	db.failure = nil
 	db.log.Info("database is writable again", "dir", db.opts.Dir, "lsn", db.Position().LSN)
 	return nil
 }
 
-// reopen closes and opens the engine after a failed write. RocksDB then reads
-// the log, and with it decides whether the batch that failed is part of it; a
-// second batch with the same position can so never get into the log beside it.
-// The caller holds commitMu.
-func (db *DB) reopen() error {
-	if err := db.probe(); err != nil {
-		return err
-	}
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.closed {
-		return ErrClosed
-	}
-	if db.eng != nil {
-		db.eng.close()
-		db.eng = nil
-	}
-	eng, err := openEngine(db.dbDir(), db.engineOptions())
-	if err == nil {
-		if err = db.adopt(eng); err == nil {
-			return nil
-		}
-		eng.close()
-	}
-	// Reading must go on.
-	o := db.engineOptions()
-	o.readOnly = true
-	eng, roErr := openEngine(db.dbDir(), o)
-	if roErr != nil {
-		db.log.Error("database cannot even be opened for reading", "dir", db.opts.Dir, "err", roErr)
-		return err
-	}
-	if roErr := db.adopt(eng); roErr != nil {
-		eng.close()
-		db.log.Error("database cannot even be read", "dir", db.opts.Dir, "err", roErr)
-	}
-	return err
-}
-
-// probe tells whether reopening has a chance: it needs room for what is in the log.
-func (db *DB) probe() error {
-	files, err := listWALs(db.dbDir())
+// checkSpace refuses writes before the disk is full: a write that RocksDB cannot
+// finish is hard to recover from, and a restart needs room for what is in the
+// log as well.
+func (db *DB) checkSpace(now time.Time) error {
+	db.checkedAt, db.unchecked = now, 0
+	free, err := db.freeSpace(db.opts.Dir)
 	if err != nil {
-		return err
+		return db.fail(fmt.Errorf("%w: free space of %s: %w", ErrWriteFailed, db.opts.Dir, err))
 	}
-	need := int64(16 << 20)
-	for _, f := range files {
-		if f.live {
-			need += f.size
-		}
+	if free < db.opts.MinFree {
+		return db.fail(fmt.Errorf("%w: %d bytes in %s, want %d", ErrDiskFull, free, db.opts.Dir, db.opts.MinFree))
 	}
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(db.opts.Dir, &fs); err != nil {
-		return fmt.Errorf("free space of %s: %w", db.opts.Dir, err)
-	}
-	if free := fs.Bavail * uint64(fs.Bsize); free < uint64(need) {
-		return fmt.Errorf("%d bytes free in %s, want %d to become writable again", free, db.opts.Dir, need)
-	}
-	name := filepath.Join(db.opts.Dir, "probe")
-	defer os.Remove(name)
-	return writeFileSync(name, make([]byte, 64<<10))
+	return nil
 }
 
-// Writable returns nil if the last write succeeded, and what is wrong otherwise.
-// Asking also makes a database that failed try again, at most once a second.
+func freeSpace(dir string) (int64, error) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return 0, err
+	}
+	return int64(fs.Bavail) * int64(fs.Bsize), nil
+}
+
+// Writable returns nil if the database can be written, and what is wrong
+// otherwise. Asking makes a database that failed try again, at most once a second.
 func (db *DB) Writable() error {
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()

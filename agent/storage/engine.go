@@ -28,6 +28,8 @@ type engine struct {
 	write  *grocksdb.WriteOptions
 	synced *grocksdb.WriteOptions
 	flush  *grocksdb.FlushOptions
+
+	failed atomic.Bool // the last write failed
 }
 
 type engineOptions struct {
@@ -44,13 +46,7 @@ type engineOptions struct {
 const walForever = 1 << 62
 
 func openEngine(dir string, o engineOptions) (_ *engine, err error) {
-	// RocksDB resumes by itself after some write errors, and then archives a log
-	// whose last record never became part of the database. That would make the
-	// log lie; we reopen the database instead, see DB.reopen.
-	opts, err := grocksdb.GetOptionsFromString(nil, "max_bgerror_resume_count=0")
-	if err != nil {
-		return nil, fmt.Errorf("rocksdb options: %w", err)
-	}
+	opts := grocksdb.NewDefaultOptions()
 	openEngines.Add(1)
 	e := &engine{opts: opts}
 	defer func() {
@@ -115,8 +111,14 @@ func openEngine(dir string, o engineOptions) (_ *engine, err error) {
 	return e, nil
 }
 
-// close releases everything in the one order RocksDB allows.
+// close releases everything in the one order RocksDB allows. After a failed write
+// RocksDB's assertions do not even allow to close it: then it is left to the
+// end of the process, with the lock of its directory.
 func (e *engine) close() {
+	openEngines.Add(-1)
+	if e.failed.Load() {
+		return
+	}
 	for _, cf := range e.cfs {
 		cf.Destroy()
 	}
@@ -135,8 +137,6 @@ func (e *engine) close() {
 		e.table.Destroy()
 		e.cache.Destroy()
 	}
-	*e = engine{}
-	openEngines.Add(-1)
 }
 
 // get calls fn with the value, which is only valid during the call.
@@ -197,8 +197,13 @@ func (e *engine) writeBatch(data []byte, sync bool) error {
 	if sync {
 		o = e.synced
 	}
-	return e.db.Write(o, wb)
+	err := e.db.Write(o, wb)
+	e.failed.Store(err != nil)
+	return err
 }
+
+// probe writes nothing, to see whether RocksDB accepts writes.
+func (e *engine) probe() error { return e.writeBatch(make([]byte, batchHeaderSize), false) }
 
 func (e *engine) flushAll() error {
 	for _, cf := range e.cfs {

@@ -146,6 +146,9 @@ func (db *DB) exchange(name string) error {
 		return ErrClosed
 	}
 	if db.eng != nil {
+		if db.eng.failed.Load() {
+			return fmt.Errorf("%w: the current database cannot be closed now", ErrWriteFailed)
+		}
 		db.eng.close()
 		db.eng = nil
 	}

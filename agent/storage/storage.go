@@ -53,6 +53,8 @@ var (
 	// ErrWriteFailed means that the database could not be written, for example
 	// because the disk is full. It can still be read.
 	ErrWriteFailed = errors.New("database write failed")
+	// ErrDiskFull is an ErrWriteFailed: less space is free than Options.MinFree.
+	ErrDiskFull = fmt.Errorf("%w: too little free space", ErrWriteFailed)
 	// ErrKey means that a key is empty or too long.
 	ErrKey = errors.New("invalid key length")
 	// ErrLocked means that another process uses the data directory.
@@ -86,6 +88,7 @@ type Options struct {
 	BlockCache   int64 // bytes, default 64 MiB
 	WriteBuffer  int64 // bytes of a memtable, and so about the size of a log, default 32 MiB
 	MaxOpenFiles int   // of table files, default 512
+	MinFree      int64 // bytes that must be free on the disk to accept writes, default 64 MiB, negative for any
 	Tombstones   int   // kept, oldest dropped first, default 65536; equal on all nodes of a partition
 
 	SweepInterval time.Duration    // between two looks at the retained logs, default 10 s
@@ -101,6 +104,9 @@ func (o Options) withDefaults() Options {
 	}
 	def(&o.BlockCache, 64<<20)
 	def(&o.WriteBuffer, 32<<20)
+	if o.MinFree == 0 {
+		o.MinFree = 64 << 20
+	}
 	if o.MaxBatchBytes <= 0 {
 		o.MaxBatchBytes = DefaultMaxBatchBytes
 	}
@@ -138,13 +144,16 @@ type DB struct {
 
 	commitMu  sync.Mutex // held by whoever moves the log
 	builder   batchBuilder
-	begun     uint64 // epoch that this process began and no other has followed, 0 if none
-	failure   error  // why the last write failed; nil if writable
-	retryAt   time.Time
+	begun     uint64    // epoch that this process began and no other has followed, 0 if none
+	failure   error     // why nothing can be written; nil if it can
+	retryAt   time.Time // when to look whether failure is over
+	checkedAt time.Time // when free space was looked at
+	unchecked int64     // bytes written since
+	freeSpace func(dir string) (int64, error)
 	failWrite func() error // tests make writes fail with it
 
 	mu     sync.RWMutex // held for reading while eng is used
-	eng    *engine      // nil once closed, or while it cannot be opened
+	eng    *engine      // nil once closed, or if it could not be opened again
 	closed bool
 
 	posMu      sync.RWMutex
@@ -181,7 +190,7 @@ func Open(o Options) (*DB, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("storage: create data directory: %w", err)
 	}
-	db := &DB{opts: o, log: o.Logger, seed: maphash.MakeSeed()}
+	db := &DB{opts: o, log: o.Logger, seed: maphash.MakeSeed(), freeSpace: freeSpace}
 	db.queue.init()
 	db.policy.holds = map[*Hold]uint64{}
 	db.policy.changed = make(chan struct{}, 1)
@@ -319,10 +328,7 @@ func (db *DB) use(fn func(*engine) error) error {
 	db.mu.RLock()
 	defer db.mu.RUnlock()
 	if db.eng == nil {
-		if db.closed {
-			return ErrClosed
-		}
-		return fmt.Errorf("%w: cannot be opened", ErrWriteFailed)
+		return ErrClosed
 	}
 	return fn(db.eng)
 }

@@ -602,7 +602,7 @@ func TestWriteFailure(t *testing.T) {
 		t.Errorf("retried too early: %v", err)
 	}
 	mu.Lock()
-	now = now.Add(recoverInterval)
+	now = now.Add(retryInterval)
 	mu.Unlock()
 	if err := update(); err != nil {
 		t.Fatal(err)
@@ -657,4 +657,53 @@ func lineageOf(pairs ...uint64) (l []EpochStart) {
 		l = append(l, EpochStart{Epoch: pairs[i], Index: pairs[i+1]})
 	}
 	return l
+}
+
+func TestDiskFull(t *testing.T) {
+	var mu sync.Mutex
+	now, free := time.Unix(1000, 0), int64(1000)
+	db := open(t, Options{MinFree: 100, Now: func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		return now
+	}})
+	set := func(f int64, later time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		free, now = f, now.Add(later)
+	}
+	db.commitMu.Lock()
+	db.freeSpace = func(dir string) (int64, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return free, nil
+	}
+	db.commitMu.Unlock()
+	update := func() error {
+		_, err := db.Update(t.Context(), []byte("k"), func(Entry) Change { return Change{Op: Put} })
+		return err
+	}
+	if err := update(); err != nil {
+		t.Fatal(err)
+	}
+	set(99, spaceInterval)
+	for _, err := range []error{update(), db.Writable()} {
+		if !errors.Is(err, ErrDiskFull) || !errors.Is(err, ErrWriteFailed) {
+			t.Errorf("err = %v", err)
+		}
+	}
+	if _, ok, err := db.Get([]byte("k")); !ok || err != nil {
+		t.Errorf("reading: %v, %v", ok, err)
+	}
+	set(100, 0)
+	if err := db.Writable(); !errors.Is(err, ErrDiskFull) {
+		t.Errorf("looked again too early: %v", err)
+	}
+	set(100, retryInterval)
+	if err := db.Writable(); err != nil {
+		t.Error(err)
+	}
+	if err := update(); err != nil {
+		t.Error(err)
+	}
 }

@@ -111,6 +111,7 @@ type tail struct {
 	next       uint64 // index of the batch to return next
 	file       *os.File
 	number     uint64 // of file
+	newest     bool   // file was the last one when it was opened
 	reader     *walReader
 }
 
@@ -208,6 +209,13 @@ func (t *tail) read(pos Position) (Batch, error) {
 			if lsn.Index == t.next && pos.EpochAt(lsn.Index) == lsn.Epoch {
 				data = bytes.Clone(data)
 				clear(data[:8]) // the sequence number, which is ours alone
+				again, err := t.repeated(pos)
+				if err != nil {
+					return Batch{}, err
+				}
+				if again {
+					continue
+				}
 				return Batch{LSN: lsn, Data: data}, nil
 			}
 			// What a crash left behind in this file is not part of the log.
@@ -216,6 +224,33 @@ func (t *tail) read(pos Position) (Batch, error) {
 			return Batch{}, err
 		}
 	}
+}
+
+// repeated reports whether the batch t.next, which was just read, was a write that
+// failed: then a later one has the same position, and is the next to be read.
+// While a file is the newest one that is only possible if this process had a
+// write fail, and otherwise not worth looking.
+func (t *tail) repeated(pos Position) (bool, error) {
+	if t.newest && t.db.writeErrors.Load() == 0 {
+		return false, nil
+	}
+	ahead, err := t.reader.peek()
+	if err == nil {
+		lsn, ours := batchLSN(ahead)
+		return ours && lsn.Index <= t.next && pos.Locate(lsn) == history.Same, nil
+	}
+	if !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	files, err := t.db.logFiles()
+	if err != nil {
+		return false, err
+	}
+	i := slices.IndexFunc(files, func(f startWAL) bool { return f.number > t.number })
+	if i < 0 || files[i].first.Index > t.next {
+		return false, nil
+	}
+	return true, t.switchTo(files[i:], pos)
 }
 
 // open finds the file that has the batch t.next.
@@ -231,7 +266,7 @@ func (t *tail) open(pos Position) error {
 	if i < 0 {
 		return t.purged(pos)
 	}
-	return t.switchTo(files[i].number, pos)
+	return t.switchTo(files[i:], pos)
 }
 
 // advance goes to the file behind the current one, which has no more.
@@ -244,10 +279,12 @@ func (t *tail) advance(pos Position) error {
 	if i < 0 || files[i].first.Index > t.next {
 		return t.purged(pos)
 	}
-	return t.switchTo(files[i].number, pos)
+	return t.switchTo(files[i:], pos)
 }
 
-func (t *tail) switchTo(number uint64, pos Position) error {
+// switchTo opens the first of the files, which are the newest.
+func (t *tail) switchTo(files []startWAL, pos Position) error {
+	number := files[0].number
 	f, err := openWAL(t.db.dbDir(), number)
 	if errors.Is(err, fs.ErrNotExist) {
 		return t.purged(pos)
@@ -256,7 +293,7 @@ func (t *tail) switchTo(number uint64, pos Position) error {
 		return fmt.Errorf("open log file: %w", err)
 	}
 	t.Close()
-	t.file, t.number, t.reader = f, number, newWALReader(f)
+	t.file, t.number, t.newest, t.reader = f, number, len(files) == 1, newWALReader(f)
 	return nil
 }
 

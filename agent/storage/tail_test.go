@@ -297,3 +297,58 @@ func TestLostTailIsNotReplayed(t *testing.T) {
 		t.Errorf("a=%s b=%s c=%s", value(t, follower, "a"), value(t, follower, "b"), value(t, follower, "c"))
 	}
 }
+
+// TestFailedWriteIsNotReplayed has batches in the log whose write was reported
+// as failed, so that another batch got their position.
+func TestFailedWriteIsNotReplayed(t *testing.T) {
+	for _, rotated := range []bool{false, true} {
+		t.Run(fmt.Sprintf("rotated=%v", rotated), func(t *testing.T) {
+			dir := t.TempDir()
+			db := open(t, Options{Dir: dir})
+			begin(t, db, 1)
+			follower := open(t, Options{})
+			live, err := db.Tail(topology.LSN{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer live.Close()
+			for i := range 3 {
+				lsn := db.Position().LSN
+				failed := testBatch(lsn.Epoch, lsn.Index+1, func(b *batchBuilder) { b.put(cfData, fmt.Sprint("failed", i), appendRecord(nil, &Record{})) })
+				if err := db.use(func(e *engine) error { return e.writeBatch(failed, false) }); err != nil {
+					t.Fatal(err)
+				}
+				db.writeErrors.Add(1)
+				if rotated {
+					rotate(t, db)
+				}
+				put(t, db, fmt.Sprint("good", i), "v")
+			}
+			for {
+				b, ok, err := live.TryNext()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !ok {
+					break
+				}
+				if _, err := follower.Apply(t.Context(), b.Data); err != nil {
+					t.Fatal(err)
+				}
+			}
+			db.Close()
+			db = open(t, Options{Dir: dir}) // no write failed in this process
+			put(t, db, "good3", "v")
+			later := open(t, Options{})
+			catchUp(t, db, later)
+			catchUp(t, db, follower)
+			for i := range 3 {
+				for _, f := range []*DB{follower, later} {
+					if value(t, f, fmt.Sprint("failed", i)) != "-" || value(t, f, fmt.Sprint("good", i)) != "v" {
+						t.Errorf("batch %d: failed %q, good %q", i, value(t, f, fmt.Sprint("failed", i)), value(t, f, fmt.Sprint("good", i)))
+					}
+				}
+			}
+		})
+	}
+}

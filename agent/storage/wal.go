@@ -23,8 +23,8 @@ import (
 // first, any number of middle and a last one.
 //
 // Reading the files directly makes a tail independent of the database handle:
-// none of RocksDB's iterator states can be got wrong, and the database can be
-// closed and reopened below an open tail. It relies on options that openEngine
+// none of RocksDB's iterator states can be got wrong, and what was deleted or
+// replaced meanwhile shows in positions instead of in silence. It relies on options that openEngine
 // fixes: no recycling of log files and no compression of the log.
 
 const (
@@ -58,6 +58,9 @@ type walReader struct {
 	buf    []byte // read and not consumed
 	mem    []byte // backing of buf
 	batch  []byte // the batch being assembled
+
+	ahead     []byte // the batch that peek found
+	aheadSize int    // what it takes in buf, 0 if there is none
 }
 
 func newWALReader(src io.ReaderAt) *walReader { return &walReader{src: src} }
@@ -67,6 +70,20 @@ func newWALReader(src io.ReaderAt) *walReader { return &walReader{src: src} }
 // is still written to, and a file that is not ends there (a crash may leave a
 // torn record). A call after io.EOF goes on where it ended.
 func (r *walReader) next() ([]byte, error) {
+	batch, err := r.peek()
+	if err == nil {
+		r.offset += int64(r.aheadSize)
+		r.buf = r.buf[r.aheadSize:]
+		r.aheadSize = 0
+	}
+	return batch, err
+}
+
+// peek returns what next will return.
+func (r *walReader) peek() ([]byte, error) {
+	if r.aheadSize > 0 {
+		return r.ahead, nil
+	}
 	batch, size, ok := r.assemble()
 	for want := walReadSize; !ok; want *= 2 {
 		// What is in memory may be older than the file, so it is read again
@@ -80,8 +97,7 @@ func (r *walReader) next() ([]byte, error) {
 			return nil, io.EOF
 		}
 	}
-	r.offset += int64(size)
-	r.buf = r.buf[size:]
+	r.ahead, r.aheadSize = batch, size
 	return batch, nil
 }
 
