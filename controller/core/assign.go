@@ -48,9 +48,9 @@ func (w *work) judgeSpec() {
 	}
 }
 
-// adopt takes nodes into the map that run, and say that they serve, but are not
-// in it: the state was lost while they were running, so that they do not
-// register again.
+// adopt takes nodes into the map that run, and whose agents say that they serve,
+// but are not in it: the state was lost while they were running, so that they do
+// not register again.
 func (w *work) adopt() {
 	s := &w.s
 	if !s.Spec.Known {
@@ -58,7 +58,16 @@ func (w *work) adopt() {
 	}
 	for _, o := range slices.Clone(s.Seen) {
 		r := o.Report
-		if !o.Agent || !r.Alive || !r.Serving || r.MapVersion == 0 || r.Instance == "" || s.Durable.node(o.Key) != nil {
+		if !o.Agent || !r.Alive || !r.Serving || r.MapVersion == 0 || r.Instance == "" {
+			continue
+		}
+		if n := s.Durable.node(o.Key); n != nil {
+			// Somebody registered it after it had said hello: a stray, or late, node add.
+			if n.up() && !n.Extended && o.AgentAt >= o.AddedAt+helloWait {
+				w.set(o.Key, ReasonAdopted, func(n *Node) {
+					n.Extended, n.Instance, n.Held, n.HeldLSN, n.History = true, r.Instance, r.DataPartition, r.LSN, r.History
+				})
+			}
 			continue
 		}
 		if m, ok := s.member(o.Key); ok && (m.Terminating || !m.Exists) || s.Members.Known && !ok {
@@ -154,7 +163,7 @@ func (w *work) assign() {
 	for _, n := range s.Durable.Nodes {
 		if o := s.seen(n.Key()); !n.up() && o != nil && o.PingOK && w.lostData(n) {
 			s.Blocked = Refusal{ReasonMasterDataLost, fmt.Sprintf(
-				"%s, master of partition %d, has come back without its data, while other nodes hold some; it takes no writes until an operator decides: node state %s %d active goes on with what it has", n.Key(), n.Partition, n.Name, n.Port)}
+				"%s, master of partition %d, has come back without its data, while other nodes hold some; it takes no writes until an operator decides: node state %s %d active goes on without that data, node role <name> <port> master 1 %d with what that node holds", n.Key(), n.Partition, n.Name, n.Port, n.Partition)}
 		}
 	}
 	w.shrink()

@@ -95,6 +95,10 @@ func (w *work) insert(n Node, reason string) {
 	if !n.Extended {
 		n.Held = topology.NoPartition
 	}
+	if i := slices.IndexFunc(d.Removed, func(r RemovedNode) bool { return r.Key == n.Key() }); i >= 0 {
+		n.Home, n.Floor = d.Removed[i].Home, d.Removed[i].Floor
+		d.Removed = slices.Delete(d.Removed, i, i+1)
+	}
 	n.ThreadType = d.NextThread
 	d.NextThread++
 	i, _ := d.find(n.Key())
@@ -243,7 +247,8 @@ func (w *work) makeMaster(key string, partition, balance int) bool {
 		return true
 	}
 	w.set(key, ReasonOperator, func(n *Node) {
-		n.Role, n.State, n.Partition, n.Balance, n.Home = topology.Master, topology.Prepare, partition, balance, partition
+		n.Role, n.State, n.Partition, n.Balance = topology.Master, topology.Prepare, partition, balance
+		n.goHome(partition)
 	})
 	return true
 }
@@ -386,6 +391,10 @@ func (w *work) delete(key string) {
 	i, _ := d.find(key)
 	old := d.Nodes[i]
 	d.Nodes = slices.Delete(d.Nodes, i, i+1)
+	d.Removed = slices.DeleteFunc(d.Removed, func(r RemovedNode) bool { return r.Floor.Epoch < d.epoch(r.Home) })
+	if old.Floor != (Grant{}) && old.Floor.Epoch >= d.epoch(old.Home) {
+		d.Removed = append(d.Removed, RemovedNode{Key: key, Home: old.Home, Floor: old.Floor})
+	}
 	w.dirty, w.visible = true, true
 	if o := w.s.seen(key); o != nil {
 		*o = Seen{Key: key, Agent: o.Agent, AgentAt: o.AgentAt, Report: o.Report}

@@ -89,7 +89,8 @@ func (w *work) findBack() []string {
 		o := w.s.seen(n.Key())
 		switch {
 		case n.up() || o == nil || !o.PingOK || w.dead(n) != "":
-		case n.Gone && (n.DownReason == ReasonShutdown || !w.confirmed(n)):
+		case n.Gone && (n.DownReason == ReasonShutdown || !w.confirmed(n)) && w.s.Now < o.OKSince+goneWait:
+			// Its process should end, or another one should register.
 		case n.Instance != "" && !n.Extended && w.s.Now < o.AddedAt+helloWait:
 			// It registered and has not yet said what it holds.
 		case w.lostData(n):

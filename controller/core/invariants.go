@@ -33,7 +33,7 @@ func Invariants() []Invariant {
 		{"EpochPerReign", "A node becomes active master, or becomes it again, only in a new epoch.", epochPerReign},
 		{"PromotionFromInSync", "Without an operator, a partition that had a master gets its next one only from its replicas in state active, or its own dead master back.", promotionFromInSync},
 		{"PreparedOnlyByGrant", "An extended replica becomes active only by a grant of its present master's epoch that is later than the last one taken back.", preparedOnlyByGrant},
-		{"FloorNeverFalls", "What grants were taken back from a registered node is never forgotten.", floorNeverFalls},
+		{"FloorNeverFalls", "Which grants of the present epoch were taken back is never forgotten.", floorNeverFalls},
 		{"DutyFits", "A proxy has no partition and no balance; a master or replica has a partition.", dutyFits},
 		{"SortedUnique", "Nodes are sorted by key without duplicates, and thread types are unique.", sortedUnique},
 		{"VersionGrows", "The map version never decreases, and two different maps never share one.", versionGrows},
@@ -202,7 +202,7 @@ func byExtendedMaster(d Durable, p int) bool {
 
 func floorNeverFalls(t Transition) error {
 	for _, before := range t.Before.Durable.Nodes {
-		if after := t.After.Durable.node(before.Key()); after != nil && before.Floor.After(after.Floor) {
+		if after := t.After.Durable.node(before.Key()); after != nil && before.Home == after.Home && before.Floor.After(after.Floor) && before.Floor.Epoch >= t.Before.Durable.epoch(before.Home) {
 			return fmt.Errorf("%s: from %v to %v", before.Key(), before.Floor, after.Floor)
 		}
 	}

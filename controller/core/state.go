@@ -20,6 +20,16 @@ type Durable struct {
 	NextThread int         `json:"nextThread"`
 	Partitions []Partition `json:"partitions"` // by number; never shrinks
 	Nodes      []Node      `json:"nodes"`      // sorted by key
+	// Removed keeps the floors of nodes that were removed, for as long as a grant of
+	// that epoch may be under way: the node may register again.
+	Removed []RemovedNode `json:"removed,omitempty"`
+}
+
+// RemovedNode is what must be remembered of a node that was removed.
+type RemovedNode struct {
+	Key   string `json:"key"`
+	Home  int    `json:"home"`
+	Floor Grant  `json:"floor"`
 }
 
 // FormatVersion is the Format this code writes and reads.
@@ -62,7 +72,7 @@ type Node struct {
 	// agent still says about that one is old news.
 	Former string `json:"former,omitempty"`
 	// Gone: the process that was registered is known to have ended or to be about
-	// to; only a new registration brings the node up, a ping does not.
+	// to; a new registration brings the node up, answered pings do only after long.
 	Gone bool `json:"gone,omitempty"`
 	// DownReason tells why the node was taken down; empty when it is up.
 	DownReason string `json:"downReason,omitempty"`
@@ -164,6 +174,7 @@ type Seen struct {
 	Refused   int // of these, in a row: nobody listened
 	PingAt    int64
 	PingOK    bool  // the last ping was answered
+	OKSince   int64 // when the first of the pings answered in a row was
 	AddedAt   int64 // when it last registered; 0 for never
 	AddTries  int   // refused registrations since the node was last down
 }
@@ -181,6 +192,7 @@ func New(durable Durable) State {
 func (d Durable) clone() Durable {
 	d.Nodes = slices.Clone(d.Nodes)
 	d.Partitions = slices.Clone(d.Partitions)
+	d.Removed = slices.Clone(d.Removed)
 	return d
 }
 

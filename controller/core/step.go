@@ -22,6 +22,7 @@ const (
 	recoveryWait    = 60_000 // the same when nodes hold data of a cluster nobody remembers
 	zoneWait        = 2_000  // for the zones of all nodes to be known
 	helloWait       = 5_000  // for a node that was an extended one to say hello again
+	goneWait        = 30_000 // of answered pings, until a process that should have ended is believed to stay
 	agentSilence    = 3_000  // an agent that reports every second is silent after this
 	failsDead       = PingThreshold
 	failsDeadSilent = 2  // the same when the agent is silent too
@@ -100,8 +101,12 @@ func (w *work) pinged(in Pinged) {
 	}
 	o := w.s.see(in.Key)
 	o.PingAt = w.s.Now
+	wasOK := o.PingOK
 	o.PingOK = in.Outcome == PingOK
 	if o.PingOK {
+		if !wasOK {
+			o.OKSince = w.s.Now
+		}
 		o.PingFails, o.Refused = 0, 0
 		return
 	}

@@ -18,8 +18,17 @@ func (w *work) master(partition int) *Node {
 
 // becomeSlave gives a proxy the duty of a replica, to be filled first.
 func becomeSlave(n *Node, partition, balance int) {
-	n.Role, n.State, n.Partition, n.Balance, n.Home = topology.Slave, topology.Prepare, partition, balance, partition
+	n.Role, n.State, n.Partition, n.Balance = topology.Slave, topology.Prepare, partition, balance
 	n.Granted = Grant{}
+	n.goHome(partition)
+}
+
+// goHome notes the partition a node has a duty in. Epochs of different
+// partitions do not compare, so a floor counts for its own only.
+func (n *Node) goHome(partition int) {
+	if n.Home != partition {
+		n.Home, n.Floor = partition, Grant{}
+	}
 }
 
 // makeActiveMaster makes a node the master of a partition, in a new epoch.
@@ -32,7 +41,8 @@ func (w *work) makeActiveMaster(key string, partition, balance int, reason strin
 	w.dirty, w.visible = true, true
 	w.set(key, reason, func(n *Node) {
 		n.Role, n.State, n.Partition, n.Balance = topology.Master, topology.Active, partition, balance
-		n.Home, n.Held, n.Granted, n.DownReason, n.Gone = partition, partition, Grant{}, "", false
+		n.Held, n.Granted, n.DownReason, n.Gone = partition, Grant{}, "", false
+		n.goHome(partition)
 	})
 }
 

@@ -18,6 +18,9 @@ import (
 func TestRandomWalk(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t)
+		for range rapid.IntRange(0, 12).Draw(t, "seconds of peace") {
+			w.second(true)
+		}
 		t.Repeat(map[string]func(*rapid.T){
 			"tick":          w.tick,
 			"start node":    w.start,
@@ -37,6 +40,9 @@ func TestRandomWalk(t *testing.T) {
 			"members":       w.changeMembers,
 			"spec":          w.changeSpec,
 			"late registry": w.strayAdd,
+			"good second":   func(*rapid.T) { w.second(false) },
+			"settle all":    w.settleAll,
+			"kill master":   w.killMaster,
 			"":              func(*rapid.T) {},
 		})
 		w.calm()
@@ -50,6 +56,7 @@ type process struct {
 	said       bool // hello
 	held       int
 	lsn        topology.LSN
+	heard      MapUpdate // the map it has
 }
 
 type worldNode struct {
@@ -74,6 +81,7 @@ type world struct {
 	lateCmd []Command
 	session uint64
 	plain   bool // no operator has interfered
+	lost    bool // the durable state was lost at least once
 	steps   int
 }
 
@@ -103,7 +111,7 @@ func (w *world) input(in Input) {
 				f(e)
 			}
 		case Broadcast:
-			if e.Update.Map.Version < w.sent.Map.Version {
+			if e.Update.Map.Version < w.sent.Map.Version && !w.lost {
 				w.t.Fatalf("map %d after %d", e.Update.Map.Version, w.sent.Map.Version)
 			}
 			w.sent = e.Update
@@ -117,13 +125,28 @@ func (w *world) input(in Input) {
 // heed lets the nodes that hear the map do what it says: a master begins its
 // epoch and writes.
 func (w *world) heed() {
+	var refused []Pushed
 	for _, n := range w.sent.Map.Nodes {
 		wn := w.node(n.Key())
-		if wn == nil || wn.running == nil || !wn.reach || n.Role != topology.Master || n.State != topology.Active {
+		if wn == nil || wn.running == nil || !wn.reach {
+			continue
+		}
+		if have := wn.running.heard.Map.Version; have > w.sent.Map.Version {
+			refused = append(refused, Pushed{Key: wn.key, Version: w.sent.Map.Version, Outcome: PingBad, NodeVersion: have})
+			continue
+		}
+		wn.running.heard = w.sent
+		if n.Role != topology.Master || n.State != topology.Active {
 			continue
 		}
 		wn.held = n.Partition
+		if n.Epoch < wn.lsn.Epoch {
+			w.t.Fatalf("%s is to be master in epoch %d, and holds data of epoch %d", wn.key, n.Epoch, wn.lsn.Epoch)
+		}
 		wn.lsn = topology.LSN{Epoch: n.Epoch, Index: wn.lsn.Index + 1}
+	}
+	for _, p := range refused {
+		w.input(p)
 	}
 }
 
@@ -246,10 +269,8 @@ func (w *world) reportOf(n *worldNode) {
 	}
 	if p := n.running; p != nil {
 		r.Instance, r.Serving = p.instance, p.said
-		if p.said && n.reach {
-			if e, ok := w.sent.Map.Find(n.key); ok {
-				r.MapVersion, r.Role, r.State, r.Partition = w.sent.Map.Version, e.Role, e.State, e.Partition
-			}
+		if e, ok := p.heard.Map.Find(n.key); ok && p.said {
+			r.MapVersion, r.Role, r.State, r.Partition = p.heard.Map.Version, e.Role, e.State, e.Partition
 		}
 	}
 	w.input(r)
@@ -367,6 +388,9 @@ func (w *world) restart(t *rapid.T) {
 	if w.state.Saving.Seq != 0 && rapid.Bool().Draw(t, "saved") {
 		d = w.state.Saving
 	}
+	if rapid.IntRange(0, 5).Draw(t, "lost") == 0 {
+		d, w.lost = Durable{}, true
+	}
 	spec, members := w.state.Spec, w.state.Members
 	w.pending, w.replies = nil, map[uint64]func(Reply){}
 	for _, n := range w.nodes {
@@ -399,6 +423,49 @@ func (w *world) changeSpec(t *rapid.T) {
 	w.input(SpecChanged{Spec: spec})
 }
 
+// second lets a second pass in which everything works; but only with grants do
+// replicas get in sync.
+func (w *world) second(grants bool) {
+	for _, n := range w.nodes {
+		w.startNode(n)
+		w.reportOf(n)
+		w.pingNode(n)
+		w.settleAll(nil)
+		if c, ok := w.grant(n); ok && grants {
+			w.do(c, nil)
+		}
+	}
+	for range 5 {
+		w.now += 200
+		w.input(Tick{Now: w.now})
+		w.settleAll(nil)
+	}
+}
+
+func (w *world) settleAll(*rapid.T) {
+	for range 50 {
+		w.finish("")
+	}
+}
+
+// killMaster ends a master's process, and sometimes another node's with it.
+func (w *world) killMaster(t *rapid.T) {
+	for _, m := range w.sent.Map.Nodes {
+		if n := w.node(m.Key()); m.Role == topology.Master && n.running != nil {
+			n.running = nil
+			other := w.pick(t)
+			if rapid.Bool().Draw(t, "two") {
+				other.running = nil
+			}
+			w.reportOf(n)
+			if rapid.Bool().Draw(t, "both seen") {
+				w.reportOf(other)
+			}
+			return
+		}
+	}
+}
+
 // calm ends all faults and lets everything run its course, in rounds of a
 // second. Then nothing may change any more, every established partition must
 // have a master, and as many replicas in sync as there are nodes for.
@@ -407,41 +474,24 @@ func (w *world) calm() {
 		n.reach = true
 	}
 	quiet, version := 0, w.state.Saved.Version
-	for range 120 {
+	for range 240 {
 		m := Members{Known: true, Count: w.state.wantedNodes()}
 		for i, n := range w.nodes {
 			m.List = append(m.List, Member{Key: n.key, Ordinal: i, Exists: true, Zone: "x"})
 		}
 		w.input(MembersChanged{Members: m})
-		for _, n := range w.nodes {
-			w.startNode(n)
-			w.reportOf(n)
-			w.pingNode(n)
-			for range 50 {
-				w.finish("")
-			}
-			if c, ok := w.grant(n); ok {
-				w.do(c, nil)
-			}
-		}
-		for range 5 {
-			w.now += 200
-			w.input(Tick{Now: w.now})
-			for range 50 {
-				w.finish("")
-			}
-		}
+		w.second(true)
 		if v := w.state.Saved.Version; v == version {
 			quiet++
 		} else {
 			quiet, version = 0, v
 		}
-		if quiet >= 15 {
+		if quiet >= 45 {
 			break
 		}
 	}
-	if quiet < 15 {
-		w.t.Fatalf("the map still changes after two minutes of calm: version %d\n%s", version, w.show())
+	if quiet < 45 {
+		w.t.Fatalf("the map still changes after four minutes of calm: version %d\n%s", version, w.show())
 	}
 	if len(w.state.Replies) > 0 || w.state.Saving.Seq != 0 || w.state.Machine.Step != StepDone {
 		w.t.Fatalf("not at rest: %d replies, saving %d, machine %s", len(w.state.Replies), w.state.Saving.Seq, w.state.Machine.Step)
@@ -459,6 +509,10 @@ func (w *world) calm() {
 	}
 	free := 0
 	for _, n := range s.Saved.Nodes {
+		held, _ := (&work{s: s}).holds(n)
+		if held >= 0 && held < len(parts) && parts[held].Master == "" {
+			continue // kept for a partition that may need its data
+		}
 		if m, ok := s.member(n.Key()); n.Role == topology.Proxy && n.up() && ok && m.Ordinal < s.wantedNodes() {
 			free++
 		}
