@@ -146,15 +146,39 @@ type serverConn struct {
 	server *Server
 	since  time.Time // of the last activity; guarded by Server.mu
 	busy   bool      // a command is being carried out; guarded by Server.mu
+	out    []byte    // answers that are not sent yet
 }
 
-// Read counts, and ends when no command arrives in time.
+// Read sends what is answered so far, for the peer may wait for it before it
+// says more, and counts.
 func (c *serverConn) Read(p []byte) (int, error) {
+	if err := c.flush(); err != nil {
+		return 0, err
+	}
 	n, err := c.Conn.Read(p)
 	c.server.mu.Lock()
 	c.server.bytesIn += uint64(n)
 	c.server.mu.Unlock()
 	return n, err
+}
+
+// flush sends the answers.
+func (c *serverConn) flush() error {
+	if len(c.out) == 0 {
+		return nil
+	}
+	if err := c.SetWriteDeadline(time.Now().Add(c.server.cfg.WriteTimeout)); err != nil {
+		return err
+	}
+	n, err := c.Conn.Write(c.out)
+	c.server.mu.Lock()
+	c.server.bytesOut += uint64(n)
+	c.server.mu.Unlock()
+	c.out = c.out[:0]
+	if cap(c.out) > 1<<20 {
+		c.out = nil
+	}
+	return err
 }
 
 // admit registers a connection, closing the most idle one when there are too
@@ -207,7 +231,7 @@ func (s *Server) mark(c *serverConn, busy bool) {
 func (s *Server) talk(ctx context.Context, c *serverConn) {
 	r := text.NewReader(c, text.Options{Commands: text.IndexCommands, MaxLine: maxLine, MaxValue: 1 << 20})
 	var req text.Request
-	var out []byte
+	defer c.flush() // what came before a quit, or before a line that ends the connection
 	for {
 		if err := c.SetReadDeadline(time.Now().Add(s.cfg.IdleTimeout)); err != nil {
 			return
@@ -220,13 +244,13 @@ func (s *Server) talk(ctx context.Context, c *serverConn) {
 				return
 			}
 			s.mark(c, true)
-			out = s.answer(ctx, out, &req)
+			c.out = s.answer(ctx, c.out, &req)
 			s.mark(c, false)
 		case errors.As(err, &refused):
 			if ok, missed := s.garbage.allow(string(refused.Reason), time.Now()); ok {
 				s.log.Warn("request refused", "peer", c.RemoteAddr().String(), "reason", string(refused.Reason), "error", err, "not_logged", missed)
 			}
-			out = append(out, refused.Reply...)
+			c.out = append(c.out, refused.Reply...)
 		default:
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 				level := slog.LevelDebug
@@ -239,24 +263,10 @@ func (s *Server) talk(ctx context.Context, c *serverConn) {
 			}
 			return
 		}
-		if r.Buffered() > 0 && len(out) < 64<<10 {
-			continue
-		}
-		if len(out) > 0 {
-			if err := c.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout)); err != nil {
+		if len(c.out) >= 64<<10 {
+			if c.flush() != nil {
 				return
 			}
-			n, err := c.Write(out)
-			s.mu.Lock()
-			s.bytesOut += uint64(n)
-			s.mu.Unlock()
-			if err != nil {
-				return
-			}
-		}
-		out = out[:0]
-		if cap(out) > 1<<20 {
-			out = nil
 		}
 	}
 }
