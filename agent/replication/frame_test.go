@@ -1,0 +1,159 @@
+package replication
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/flarekv/flare/agent/replication/history"
+)
+
+func frames(t testing.TB, list ...any) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	for i := 0; i < len(list); i += 2 {
+		if err := writeFrame(&b, list[i].(frameType), list[i+1].([]byte)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.Bytes()
+}
+
+func TestFrames(t *testing.T) {
+	big := bytes.Repeat([]byte("0123456789"), 3*frameChunk/10)
+	data := frames(t, frameAlive, []byte(nil), frameBatch, []byte("batch"), frameFileData, big)
+	r := bufio.NewReader(iotest.HalfReader(bytes.NewReader(data)))
+	for _, want := range []struct {
+		t frameType
+		b []byte
+	}{{frameAlive, nil}, {frameBatch, []byte("batch")}, {frameFileData, big}} {
+		got, payload, err := readFrame(r)
+		if err != nil || got != want.t || !bytes.Equal(payload, want.b) {
+			t.Fatalf("%v of %d bytes, %v; want %v", got, len(payload), err, want.t)
+		}
+	}
+	if _, _, err := readFrame(r); !errors.Is(err, io.EOF) {
+		t.Errorf("at the end: %v", err)
+	}
+}
+
+func TestDamagedFrames(t *testing.T) {
+	good := frames(t, frameBatch, []byte("batch"))
+	edit := func(at int, v byte) []byte { b := bytes.Clone(good); b[at] = v; return b }
+	for name, tt := range map[string]struct {
+		data []byte
+		want error
+	}{
+		"type 0":         {edit(4, 0), errBadFrame},
+		"unknown type":   {edit(4, byte(frameEnd)), errBadFrame},
+		"other type":     {edit(4, byte(frameAck)), errBadFrame},
+		"payload":        {edit(frameHeaderSize, 'B'), errBadFrame},
+		"checksum":       {edit(5, good[5]+1), errBadFrame},
+		"too long":       {edit(0, 0xff), errBadFrame},
+		"cut in header":  {good[:4], io.ErrUnexpectedEOF},
+		"cut in payload": {good[:len(good)-1], io.ErrUnexpectedEOF},
+		"no payload":     {good[:frameHeaderSize], io.ErrUnexpectedEOF},
+	} {
+		if _, _, err := readFrame(bufio.NewReader(bytes.NewReader(tt.data))); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		}
+	}
+}
+
+func TestBuffered(t *testing.T) {
+	data := frames(t, frameBatch, []byte("one"), frameBatch, []byte("two"), frameAck, []byte("x"))
+	r := bufio.NewReader(bytes.NewReader(data))
+	if buffered(r, frameBatch) {
+		t.Error("nothing is buffered yet")
+	}
+	readFrame(r)
+	if !buffered(r, frameBatch) || buffered(r, frameAck) {
+		t.Error("the second batch is there")
+	}
+	readFrame(r)
+	if buffered(r, frameBatch) || !buffered(r, frameAck) {
+		t.Error("an acknowledgement is there")
+	}
+	half := bufio.NewReader(io.MultiReader(bytes.NewReader(data[:20]), bytes.NewReader(data[20:])))
+	readFrame(half)
+	if buffered(half, frameBatch) {
+		t.Error("only half of a batch is there")
+	}
+}
+
+func TestPayloads(t *testing.T) {
+	check := func(name string, want any, b []byte, decode func([]byte) (any, error)) {
+		t.Helper()
+		got, err := decode(b)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, %v; want %+v", name, got, err, want)
+		}
+		for n := range b {
+			if _, err := decode(b[:n]); !errors.Is(err, errBadFrame) {
+				t.Errorf("%s cut at %d: %v", name, n, err)
+			}
+		}
+		if _, err := decode(append(bytes.Clone(b), 0)); !errors.Is(err, errBadFrame) {
+			t.Errorf("%s with more: %v", name, err)
+		}
+	}
+	for _, v := range []hello{{partition: -1}, {partition: 7, full: true, lineage: []history.EpochStart{{Epoch: 1, Index: 2}, {Epoch: 3, Index: 4}}}} {
+		check("hello", v, v.encode(), func(b []byte) (any, error) { return decodeHello(b) })
+	}
+	st := start{history.TierCheckpoint, "purged", at(1, 2), "abc", 500, 2000}
+	check("start", st, st.encode(), func(b []byte) (any, error) { return decodeStart(b) })
+	hb := heartbeat{at(3, 4), -5}
+	check("heartbeat", hb, hb.encode(), func(b []byte) (any, error) { return decodeHeartbeat(b) })
+	is := inSync{1, 1 << 60}
+	check("in sync", is, is.encode(), func(b []byte) (any, error) { return decodeInSync(b) })
+	cb := checkpointBegin{at(1, 2), 3, 4}
+	check("checkpoint", cb, cb.encode(), func(b []byte) (any, error) { return decodeCheckpointBegin(b) })
+	fb := fileBegin{"000012.sst", 1 << 40}
+	check("file", fb, fb.encode(), func(b []byte) (any, error) { return decodeFileBegin(b) })
+	rf := refusal{"reason", "words"}
+	check("refusal", rf, rf.encode(), func(b []byte) (any, error) { return decodeRefusal(b) })
+	check("position", at(8, 9), appendLSN(nil, at(8, 9)), func(b []byte) (any, error) { return decodeLSN(frameAck, b) })
+	check("string", "text", appendString(nil, "text"), func(b []byte) (any, error) { return decodeString(frameNotice, b) })
+	check("number", uint32(7), binary.BigEndian.AppendUint32(nil, 7), func(b []byte) (any, error) { return decodeU32(frameFileEnd, b) })
+	if _, err := decodeHello([]byte{0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}); !errors.Is(err, errBadFrame) {
+		t.Errorf("a lineage that cannot be: %v", err)
+	}
+}
+
+func TestFrameNames(t *testing.T) {
+	for ft := frameHello; ft < frameEnd; ft++ {
+		if s := ft.String(); s == "" || strings.HasPrefix(s, "frame type") {
+			t.Errorf("frame type %d has no name", ft)
+		}
+	}
+	if s := frameEnd.String(); s != "frame type 15" {
+		t.Error(s)
+	}
+}
+
+func FuzzReadFrame(f *testing.F) {
+	f.Add(frames(f, frameHello, hello{lineage: []history.EpochStart{{}}}.encode(), frameStart, start{}.encode()))
+	f.Add(frames(f, frameCheckpointBegin, checkpointBegin{files: 1, bytes: 1}.encode(), frameFileBegin, fileBegin{"x", 1}.encode()))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := bufio.NewReader(bytes.NewReader(data))
+		for {
+			_, b, err := readFrame(r)
+			if err != nil {
+				return
+			}
+			decodeHello(b)
+			decodeStart(b)
+			decodeHeartbeat(b)
+			decodeInSync(b)
+			decodeCheckpointBegin(b)
+			decodeFileBegin(b)
+			decodeRefusal(b)
+		}
+	})
+}
