@@ -8,10 +8,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	kuberuntime "k8s.io/apimachinery/pkg/runtime"
-	clienttesting "k8s.io/client-go/testing"
 )
 
 // candidate is a controller that stands for election.
@@ -130,9 +127,7 @@ func TestLostLease(t *testing.T) {
 	if !c.reached.Load() {
 		t.Error("a leader must know that it reaches the API server")
 	}
-	w.kube.PrependReactor("*", "leases", func(clienttesting.Action) (bool, kuberuntime.Object, error) {
-		return true, nil, apierrors.NewServiceUnavailable("the API server is away")
-	})
+	w.away.Store(true)
 	soon(t, "the work is told to end", ctx.Done())
 	if cause := context.Cause(ctx); cause != ErrLostLeadership {
 		t.Errorf("told to end because of %v", cause)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +38,8 @@ type world struct {
 	cfg     Config
 	cluster *v1.FlareCluster
 	now     time.Time
+	// away makes every request for a Lease fail as if the API server were away.
+	away atomic.Bool
 }
 
 func newWorld(t *testing.T) *world {
@@ -55,6 +58,9 @@ func newWorld(t *testing.T) *world {
 		now:     time.Unix(1_800_000_000, 0),
 	}
 	checkVersions(w.kube)
+	w.kube.PrependReactor("*", "leases", func(clienttesting.Action) (bool, kuberuntime.Object, error) {
+		return w.away.Load(), nil, apierrors.NewServiceUnavailable("the API server is away")
+	})
 	w.cfg = Config{
 		Namespace: namespace, Cluster: "flare", PodName: "ctl-0",
 		PodSelector: "app=node", ControllerSelector: "app=controller",
