@@ -109,20 +109,12 @@ func (c *conn) drain() {
 // serve answers requests until the connection ends. It closes nothing.
 func (c *conn) serve() {
 	for {
-		err := c.r.ReadRequest(&c.req)
-		var problem *text.ProtocolError
-		switch {
-		case err == nil:
-		case errors.As(err, &problem):
-			c.s.logGarbage(c, problem)
-			c.out = append(c.out, problem.Reply...)
-			continue
-		default:
-			if errors.Is(err, text.ErrBinary) {
-				c.s.logBinary(c)
+		if err := c.r.ReadRequest(&c.req); err != nil {
+			if !c.refuse(err) {
+				c.flush()
+				return
 			}
-			c.flush()
-			return
+			continue
 		}
 		if c.reserved && !c.s.privileged(&c.req) {
 			return
@@ -138,6 +130,20 @@ func (c *conn) serve() {
 			}
 		}
 	}
+}
+
+// refuse answers a request that could not be read; false ends the connection.
+func (c *conn) refuse(err error) bool {
+	var problem *text.ProtocolError
+	if errors.As(err, &problem) {
+		c.s.logGarbage(c, problem)
+		c.out = append(c.out, problem.Reply...)
+		return !c.reserved && (len(c.out) < flushSize || c.flush() == nil)
+	}
+	if errors.Is(err, text.ErrBinary) {
+		c.s.logBinary(c)
+	}
+	return false
 }
 
 // privileged tells whether a request comes from the index or another node.

@@ -27,7 +27,7 @@ const patience = 30 * time.Second
 
 // A testIndex is an index server that does what the test says.
 type testIndex struct {
-	t        *testing.T
+	t        testing.TB
 	listener net.Listener
 	plain    bool // does not know hello, epochs and sessions
 
@@ -43,7 +43,7 @@ type testIndex struct {
 	handlers sync.WaitGroup
 }
 
-func newTestIndex(t *testing.T) *testIndex {
+func newTestIndex(t testing.TB) *testIndex {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -236,7 +236,7 @@ func (x *testIndex) state(key string) topology.State {
 // A testNode is a Server with its database.
 type testNode struct {
 	*Server
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	port  int
 	index *testIndex
@@ -250,7 +250,7 @@ type testNode struct {
 // A tune changes how a test's node is started.
 type tune func(*testNode)
 
-func startNode(t *testing.T, x *testIndex, tunes ...tune) *testNode {
+func startNode(t testing.TB, x *testIndex, tunes ...tune) *testNode {
 	t.Helper()
 	n := &testNode{t: t, dir: t.TempDir(), index: x, opts: options.Default()}
 	n.opts.ServerName = "127.0.0.1"
@@ -346,7 +346,7 @@ func (n *testNode) key() string { return fmt.Sprintf("127.0.0.1:%d", n.port) }
 
 // testWriter logs to the test.
 type testWriter struct {
-	t    *testing.T
+	t    testing.TB
 	port int
 }
 
@@ -358,7 +358,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 }
 
 // eventually waits until check returns nil.
-func eventually(t *testing.T, what string, check func() error) {
+func eventually(t testing.TB, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
@@ -375,12 +375,12 @@ func eventually(t *testing.T, what string, check func() error) {
 
 // A testClient is a connection to a node.
 type testClient struct {
-	t  *testing.T
+	t  testing.TB
 	nc net.Conn
 	r  *bufio.Reader
 }
 
-func dial(t *testing.T, n *testNode) *testClient {
+func dial(t testing.TB, n *testNode) *testClient {
 	t.Helper()
 	nc, err := net.DialTimeout("tcp", n.key(), patience)
 	if err != nil {

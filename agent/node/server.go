@@ -187,7 +187,6 @@ func (s *Server) Run(ctx context.Context) error {
 		s.leave()
 	case failure = <-accepted:
 		failure = fmt.Errorf("node: accept connections: %w", failure)
-		accepted <- nil
 	case <-s.ctx.Done():
 	}
 
