@@ -18,7 +18,7 @@ func parseFlags(t *testing.T, args ...string) (*CommandLine, error) {
 }
 
 func TestCommandLineWinsOverFile(t *testing.T) {
-	c, err := parseFlags(t, "--max-connection=7", "--replication-type", "sync", "--rocksdb-sync-writes", "-index-servers=a:1,b:2", "--net-read-timeout=0030")
+	c, err := parseFlags(t, "--max-connection=7", "--replication-type", "async", "--rocksdb-sync-writes", "-index-servers=a:1,b:2", "--net-read-timeout=0030")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func TestCommandLineWinsOverFile(t *testing.T) {
 	if ch := Changed(file, got); !slices.Equal(ch, want) {
 		t.Errorf("changed by the command line: %v, want %v", ch, want)
 	}
-	for key, v := range map[string]string{"max-connection": "7", "replication-type": "sync", "rocksdb-sync-writes": "true",
+	for key, v := range map[string]string{"max-connection": "7", "replication-type": "async", "rocksdb-sync-writes": "true",
 		"index-servers": "a:1,b:2", "server-port": "99", "net-read-timeout": "30"} {
 		if got.Value(key) != v {
 			t.Errorf("%s = %q, want %q", key, got.Value(key), v)

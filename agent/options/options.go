@@ -65,7 +65,7 @@ func Default() Options {
 		MaxConnection:      10000,
 		MaxValueSize:       64 << 20,
 		NetReadTimeout:     600 * time.Second,
-		ReplicationType:    Async,
+		ReplicationType:    Sync,
 		ReplicationTimeout: 2 * time.Second,
 		BlockCacheSizeMB:   64,
 		RocksDB: RocksDB{

@@ -20,7 +20,7 @@ func TestDefaults(t *testing.T) {
 		"max-connection":                   "10000",
 		"max-value-size":                   "67108864",
 		"net-read-timeout":                 "600",
-		"replication-type":                 "async",
+		"replication-type":                 "sync",
 		"replication-timeout":              "2000",
 		"reconstruction-bwlimit":           "0",
 		"block-cache-size-mb":              "64",

@@ -22,6 +22,10 @@ import (
 // debounce is how long the directory must be quiet before it is read.
 const debounce = 50 * time.Millisecond
 
+// appearInterval is how often a configuration directory that does not exist is
+// looked for.
+const appearInterval = 500 * time.Millisecond
+
 // generationFile holds metadata.generation of the resource that the options
 // file was rendered from, in decimal.
 const generationFile = "generation"
@@ -118,8 +122,14 @@ func (a *Agent) watchDirectory(ctx context.Context) {
 		// renames the link that leads to them. Adding it again does no harm.
 		add = func() error { return w.Add(a.set.ConfigDir) }
 	}
+	// A directory that somebody is about to make is looked for more often than
+	// one that is watched is polled.
+	appear := time.NewTicker(appearInterval)
+	defer appear.Stop()
 	if err := add(); err != nil {
-		a.log.Warn("configuration directory is polled until it can be watched", "dir", a.set.ConfigDir, "interval", a.set.PollInterval, "error", err)
+		a.log.Warn("configuration directory cannot be watched yet", "dir", a.set.ConfigDir, "error", err)
+	} else {
+		appear.Stop()
 	}
 	poll := time.NewTicker(a.set.PollInterval)
 	defer poll.Stop()
@@ -135,6 +145,11 @@ func (a *Agent) watchDirectory(ctx context.Context) {
 		case err := <-errs:
 			a.log.Warn("watching the configuration directory", "dir", a.set.ConfigDir, "error", err)
 			quiet.Reset(debounce)
+		case <-appear.C:
+			if add() == nil {
+				appear.Stop()
+				quiet.Reset(0)
+			}
 		case <-poll.C:
 			if err := add(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				a.log.Debug("configuration directory cannot be watched", "dir", a.set.ConfigDir, "error", err)

@@ -159,10 +159,10 @@ func TestConfigurationIsAppliedWhenTheConfigMapIsSwapped(t *testing.T) {
 	waitFor(t, "flared is told that there is none", func() bool { s := f.sent(); return len(s) == 5 && s[4] == "" })
 }
 
-func TestDirectoryThatAppearsIsFoundByPolling(t *testing.T) {
+func TestDirectoryThatAppearsIsFoundBeforeThePoll(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "later")
-	r := startAgent(t, func(s *Settings) { s.ConfigDir, s.PollInterval = dir, 20*time.Millisecond })
+	r := startAgent(t, func(s *Settings) { s.ConfigDir = dir })
 	startFlared(t, r.socket, "first")
 	r.waitStatus("nothing is there to read", func(s *agentv1.AgentStatus) bool {
 		return s.GetFlaredAlive() && strings.Contains(s.GetConfig().GetMessage(), "there is no "+filepath.Join(dir, ConfigFile))

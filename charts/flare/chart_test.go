@@ -340,9 +340,6 @@ rocksdb:
 		if !reflect.DeepEqual(spec, want) {
 			t.Errorf("spec is\n%s\nwant\n%s", toYAML(t, spec), toYAML(t, want))
 		}
-		if args := container(t, objs, "StatefulSet flare", "flared").Args; !slices.Contains(args, "--replication-type=async") {
-			t.Errorf("flared's arguments: %q", args)
-		}
 	})
 }
 
@@ -354,7 +351,7 @@ func TestStorageOptionsRestartNothing(t *testing.T) {
 		"rocksdb.walTtlSeconds=7200", "rocksdb.walSizeLimitMb=1024", "rocksdb.syncWrites=true", "rocksdb.resyncFailureThreshold=5",
 		"rocksdb.walMaxBatchBytes=4096", "rocksdb.walSyncBwlimit=1024", "rocksdb.walSyncInterval=1000",
 		// Nor from these.
-		"replicas=3", "partitions=3", "commonLabels.team=a", "service.type=NodePort", "monitoring.podMonitor.enabled=true",
+		"replicas=3", "partitions=3", "replication.mode=async", "commonLabels.team=a", "service.type=NodePort", "monitoring.podMonitor.enabled=true",
 	} {
 		after := objects(t, template(t, "--set", set))
 		for key, obj := range before {
@@ -415,7 +412,7 @@ func TestStatefulSet(t *testing.T) {
 	// flared and its agent must give the controller one name, the one that DNS has.
 	const node, controller = "$(POD_NAME).flare-nodes.ns.svc", "flare-controller.ns.svc"
 	for _, arg := range []string{"--server-name=" + node, "--server-port=12121", "--data-dir=/data", "--index-servers=" + controller + ":12120",
-		"--agent-socket=/run/flare/flared.sock", "--replication-type=sync"} {
+		"--agent-socket=/run/flare/flared.sock"} {
 		if !slices.Contains(flared.Args, arg) {
 			t.Errorf("flared has no argument %s: %q", arg, flared.Args)
 		}
@@ -879,7 +876,7 @@ func TestFlaredsArguments(t *testing.T) {
 	if err := got.Validate(); err != nil {
 		t.Error(err)
 	}
-	if got.ServerName != "flare-0.flare-nodes.ns.svc" || got.ReplicationType != options.Sync || got.MaxConnection != 5000 ||
+	if got.ServerName != "flare-0.flare-nodes.ns.svc" || got.MaxConnection != 5000 ||
 		!slices.Equal(got.IndexServers, []string{"flare-controller.ns.svc:12120"}) {
 		t.Errorf("%q gave %+v", args, got)
 	}

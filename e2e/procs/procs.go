@@ -121,7 +121,7 @@ func (c *Cluster) start() error {
 		}
 		n.Flared, err = c.process(fmt.Sprintf("flared%d", i), "flared",
 			"--server-name="+host, "--server-port="+port, "--data-dir="+n.DataDir,
-			"--index-servers="+c.IndexAddr, "--agent-socket="+sock, "--replication-type="+o.ReplicationMode)
+			"--index-servers="+c.IndexAddr, "--agent-socket="+sock)
 		if err != nil {
 			return err
 		}
