@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -206,6 +207,7 @@ type nodeLink struct {
 
 	mu      sync.Mutex
 	pending *payload // not yet sent; nil for none
+	taken   uint64   // version of the map the node took last over this connection
 
 	conn    net.Conn // nil when not connected; used by run alone
 	replies *text.ReplyReader
@@ -215,6 +217,10 @@ type nodeLink struct {
 // offer makes a map the one to be sent next.
 func (l *nodeLink) offer(p *payload) {
 	l.mu.Lock()
+	if l.taken == p.version {
+		l.mu.Unlock()
+		return
+	}
 	l.pending = p
 	l.mu.Unlock()
 	select {
@@ -225,7 +231,7 @@ func (l *nodeLink) offer(p *payload) {
 
 func (l *nodeLink) run(ctx context.Context) {
 	defer l.close()
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(l.b.cfg.PingInterval)
 	defer timer.Stop()
 	for {
 		select {
@@ -266,6 +272,9 @@ func (l *nodeLink) push(ctx context.Context, p *payload) bool {
 		l.mu.Lock()
 		if l.pending == p {
 			l.pending = nil
+		}
+		if outcome == core.PingOK {
+			l.taken = p.version
 		}
 		l.mu.Unlock()
 	}
@@ -361,7 +370,16 @@ func (l *nodeLink) exchange(ctx context.Context, timeout time.Duration, request 
 	if _, err := l.conn.Write(request); err != nil {
 		return err
 	}
-	return l.replies.ReadOK()
+	reply, err := l.replies.ReadReply()
+	switch {
+	case err != nil:
+		return err
+	case string(reply.Line) == "OK":
+		return nil
+	case reply.Err() != nil:
+		return reply.Err()
+	}
+	return fmt.Errorf("%w: %s instead of OK", text.ErrMalformed, reply)
 }
 
 // nodeVersion asks a node for the version of its map, 0 when it does not say.
@@ -393,5 +411,8 @@ func (l *nodeLink) close() {
 	if l.conn != nil {
 		l.conn.Close()
 		l.conn, l.replies = nil, nil
+		l.mu.Lock()
+		l.taken = 0
+		l.mu.Unlock()
 	}
 }
