@@ -214,6 +214,7 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 
 	// The directory, because editors and ConfigMap mounts replace the file.
 	var events chan fsnotify.Event
+	var failures chan error
 	if w, err := fsnotify.NewWatcher(); err != nil {
 		b.log.Warn("changes of the manifest are noticed late: no file events", "error", err, "every", reloadEvery)
 	} else {
@@ -221,7 +222,7 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 		if err := w.Add(filepath.Dir(b.cfg.Manifest)); err != nil {
 			b.log.Warn("changes of the manifest are noticed late: no file events", "error", err, "every", reloadEvery)
 		}
-		events = w.Events
+		events, failures = w.Events, w.Errors
 	}
 	poll := time.NewTicker(reloadEvery)
 	defer poll.Stop()
@@ -244,6 +245,8 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
+		case err := <-failures:
+			b.log.Warn("file events were lost", "error", err)
 		case <-events:
 			// An editor's write comes as several events: let it finish.
 			settle := time.NewTimer(50 * time.Millisecond)
