@@ -222,6 +222,22 @@ func TestMasterLeaves(t *testing.T) {
 			}
 		})
 	}
+	// A client of the node that leaves sees a pause, and then the end of the
+	// connection between two answers.
+	direct := dial(t, nodes[0])
+	load.Go(func() {
+		for i := 1; ; i++ {
+			direct.nc.SetDeadline(time.Now().Add(patience))
+			fmt.Fprintf(direct.nc, "set direct 0 0 %d\r\n%d\r\n", len(fmt.Sprint(i)), i)
+			line, err := direct.r.ReadString('\n')
+			if err == nil && line != "STORED\r\n" || err != nil && line != "" {
+				t.Errorf("write %d at the node that leaves: %q, %v", i, line, err)
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
 	more := func() {
 		t.Helper()
 		n := len(count)

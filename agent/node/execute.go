@@ -15,13 +15,17 @@ import (
 	"github.com/flarekv/flare/proto/topology"
 )
 
-// replyRoutingLoop refuses a request that came back to a node which forwarded
-// it before: the node maps disagree. It was not executed.
+// replyRoutingLoop refuses a request that would go back to a node which sent it
+// on before: the node maps disagree. It was not executed.
 const replyRoutingLoop = "SERVER_ERROR routing loop\r\n"
 
 // retryPause is the time after which a request that could not be sent is tried
 // again although nothing is known to have changed.
 const retryPause = 100 * time.Millisecond
+
+// loopPause is the same for a request that another node's map sent back: maps
+// reach all nodes at about the same time.
+const loopPause = 20 * time.Millisecond
 
 // readTimeout bounds a read at another node; the next one is asked then.
 const readTimeout = 3 * time.Second
@@ -147,7 +151,7 @@ func (s *Server) forward(node string, req *text.Request, now time.Time) *call {
 	fwd.NoReply = false
 	fwd.Exptime = text.Expiry(fwd.Exptime, now.Unix())
 	via := append(slices.Clip(req.Via), s.self)
-	c := &call{deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
+	c := &call{hop: len(via), deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
 	switch req.Command {
 	case text.CmdGet, text.CmdGets:
 		c.shape, c.deadline = shapeValues, now.Add(readTimeout)
@@ -190,7 +194,7 @@ func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, 
 			case actNoPartition:
 				return append(dst, text.ReplyNoPartition...)
 			case actLoop:
-				// Whoever sent it here waits for a new map, not everybody in the circle.
+				// Whoever sent it here tries again, when one of the maps is newer.
 				return append(dst, replyRoutingLoop...)
 			}
 		}
@@ -211,6 +215,9 @@ func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, 
 			}
 			c = nil
 			pause = min(pause, retryPause)
+			if failure == replyRoutingLoop {
+				pause = min(pause, loopPause)
+			}
 		}
 		if time.Until(deadline) <= 0 {
 			return append(dst, failure...)

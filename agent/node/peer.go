@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"slices"
@@ -16,10 +17,9 @@ import (
 )
 
 const (
-	// peerLinks is the number of connections to each other node: half of them
-	// for reads, so that these do not stand behind writes which wait for replicas.
-	// Writes of a key always use the same one.
-	peerLinks = 4
+	// peerLinks is the number of connections to another node for requests of one
+	// kind. Writes of a key always use the same one.
+	peerLinks = 2
 	// peerDialTimeout bounds the time that a dead node costs.
 	peerDialTimeout = time.Second
 	// peerRetryPause is how long a node that could not be reached fails
@@ -45,10 +45,22 @@ const (
 	shapeGat                      // VALUE block without END, or one line
 )
 
+// A linkKind separates requests that must not stand behind each other: reads
+// do not wait for writes that wait for replicas, and a request that has come
+// further does not wait for one at an earlier hop. Answers come in the order of
+// the requests, so a request waits for those before it on its connection; as
+// whatever it waits for at the next node is of a later hop, no circle of
+// requests can ever wait for itself.
+type linkKind struct {
+	hop  int // nodes that the request has gone through
+	read bool
+}
+
 // A call is one request to another node. The goroutine that submits it owns it
 // again once done is closed.
 type call struct {
 	request  []byte // encoded
+	hop      int    // nodes that it has gone through, this one included
 	shape    replyShape
 	deadline time.Time
 
@@ -67,7 +79,7 @@ type peers struct {
 
 	mu     sync.Mutex
 	closed bool
-	byKey  map[string]*[peerLinks]*link
+	byNode map[string]map[linkKind]*[peerLinks]*link
 }
 
 func newPeers(traffic *traffic, logger *slog.Logger) *peers {
@@ -75,7 +87,7 @@ func newPeers(traffic *traffic, logger *slog.Logger) *peers {
 		logger:  logger,
 		dialer:  net.Dialer{Timeout: peerDialTimeout},
 		traffic: traffic,
-		byKey:   map[string]*[peerLinks]*link{},
+		byNode:  map[string]map[linkKind]*[peerLinks]*link{},
 	}
 }
 
@@ -88,19 +100,21 @@ func (p *peers) submit(node string, hash uint32, c *call) {
 		c.finish(fmt.Errorf("%w: node is stopping", errNotSent))
 		return
 	}
-	links := p.byKey[node]
+	kinds := p.byNode[node]
+	if kinds == nil {
+		kinds = map[linkKind]*[peerLinks]*link{}
+		p.byNode[node] = kinds
+	}
+	kind := linkKind{hop: c.hop, read: c.shape == shapeValues}
+	links := kinds[kind]
 	if links == nil {
 		links = new([peerLinks]*link)
-		p.byKey[node] = links
+		kinds[kind] = links
 	}
-	i := hash % (peerLinks / 2)
-	if c.shape == shapeValues {
-		i += peerLinks / 2
-	}
-	l := links[i]
+	l := links[hash%peerLinks]
 	if l == nil {
 		l = &link{peers: p, node: node, wake: make(chan struct{}, 1), stop: make(chan struct{})}
-		links[i] = l
+		links[hash%peerLinks] = l
 		go l.run()
 	}
 	p.mu.Unlock()
@@ -113,15 +127,13 @@ func (p *peers) submit(node string, hash uint32, c *call) {
 func (p *peers) retain(keep func(node string) bool, grace time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for node, links := range p.byKey {
+	for node, kinds := range p.byNode {
 		if keep(node) {
 			continue
 		}
-		delete(p.byKey, node)
-		for _, l := range links {
-			if l != nil {
-				time.AfterFunc(grace, func() { l.close(fmt.Errorf("%s is down", node)) })
-			}
+		delete(p.byNode, node)
+		for l := range all(kinds) {
+			time.AfterFunc(grace, func() { l.close(fmt.Errorf("%s is down", node)) })
 		}
 	}
 }
@@ -131,14 +143,25 @@ func (p *peers) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	for _, links := range p.byKey {
-		for _, l := range links {
-			if l != nil {
-				l.close(errors.New("node is stopping"))
+	for _, kinds := range p.byNode {
+		for l := range all(kinds) {
+			l.close(errors.New("node is stopping"))
+		}
+	}
+	clear(p.byNode)
+}
+
+// all returns the links of a node that exist.
+func all(kinds map[linkKind]*[peerLinks]*link) iter.Seq[*link] {
+	return func(yield func(*link) bool) {
+		for _, links := range kinds {
+			for _, l := range links {
+				if l != nil && !yield(l) {
+					return
+				}
 			}
 		}
 	}
-	clear(p.byKey)
 }
 
 func (c *call) finish(err error) {

@@ -8,7 +8,7 @@ import (
 
 // maxVia bounds the prefix list: a request that has travelled through more
 // nodes than this is circling, whatever the maps say.
-const maxVia = 16
+const maxVia = 4
 
 // An action is what to do with a request for one key.
 type action uint8
@@ -25,7 +25,8 @@ const (
 	actMiss
 	// actNoPartition: no partition is there to take a write.
 	actNoPartition
-	// actLoop: the request came back to a node that already forwarded it.
+	// actLoop: a write that this node, or the one it should go to, sent on
+	// before, because it did not think to be the master. The maps disagree.
 	actLoop
 )
 
@@ -91,7 +92,7 @@ func (t *table) partition(key []byte) (int, bool) {
 }
 
 // routeWrite decides who executes a write. Only a master executes; whoever
-// else meets the request passes it on, and nobody passes it on twice.
+// else meets the request passes it on, and nobody meets it twice.
 func (t *table) routeWrite(key []byte, via []string) route {
 	p, ok := t.partition(key)
 	if !ok {
@@ -100,7 +101,7 @@ func (t *table) routeWrite(key []byte, via []string) route {
 	switch to := &t.parts[p]; {
 	case to.leads:
 		return route{action: actLocal, partition: p}
-	case slices.Contains(via, t.self) || len(via) >= maxVia:
+	case slices.Contains(via, t.self) || to.master != "" && slices.Contains(via, to.master) || len(via) >= maxVia:
 		return route{action: actLoop, partition: p}
 	case to.master == "":
 		return route{action: actWait, partition: p}

@@ -53,7 +53,8 @@ func TestRoute(t *testing.T) {
 	}{
 		{name: "write at master", nodes: two, self: "h:1", key: k0, want: route{actLocal, 0, ""}},
 		{name: "write at slave", nodes: two, self: "h:2", key: k0, want: route{actForward, 0, "h:1"}},
-		{name: "proxied write at slave", nodes: two, self: "h:2", key: k0, via: []string{"h:1"}, want: route{actForward, 0, "h:1"}},
+		{name: "proxied write at slave", nodes: two, self: "h:2", key: k0, via: []string{"h:6"}, want: route{actForward, 0, "h:1"}},
+		{name: "write from its master", nodes: two, self: "h:2", key: k0, via: []string{"h:1"}, want: route{actLoop, 0, ""}},
 		{name: "write at proxy", nodes: two, self: "h:6", key: k1, want: route{actForward, 1, "h:4"}},
 		{name: "write at unknown node", nodes: two, self: "h:9", key: k1, want: route{actForward, 1, "h:4"}},
 		{name: "write seen before", nodes: two, self: "h:6", key: k1, via: []string{"h:6", "h:1"}, want: route{actLoop, 1, ""}},

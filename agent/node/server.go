@@ -33,6 +33,8 @@ const (
 	reservedConnections = 64
 	// leaveTimeout bounds each step of leaving.
 	leaveTimeout = 5 * time.Second
+	// drainTimeout is after what time clients that never pause are left.
+	drainTimeout = 2 * time.Second
 )
 
 // Config is what a Server is made of. Options, DB and Listener are required.
@@ -324,14 +326,16 @@ func (s *Server) awaitRelief() {
 // drain ends every connection once its client pauses, and waits for that.
 func (s *Server) drain() {
 	s.mu.Lock()
-	s.drainAt = time.Now().Add(leaveTimeout)
+	s.drainAt = time.Now().Add(drainTimeout)
 	for c := range s.conns {
 		c.drain()
 	}
 	s.mu.Unlock()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for end := s.drainEnd(); s.clients() > 0 && time.Now().Before(end); {
+	// Each connection ends itself when the time is over, but not before what it
+	// has read is answered.
+	for end := s.drainEnd().Add(leaveTimeout); s.clients() > 0 && time.Now().Before(end); {
 		select {
 		case <-tick.C:
 		case <-s.ctx.Done():
