@@ -65,6 +65,9 @@ func (w *work) add(c Command, key string) bool {
 		return false // which hash and how many partitions is not known yet
 	}
 	n := d.node(key)
+	if n == nil && len(d.Nodes) >= maxNodes+2*w.s.wantedNodes() {
+		return false // anybody can register; the map must stay small enough to be saved
+	}
 	if n == nil {
 		w.insert(Node{Name: c.Name, Port: c.Port}, ReasonAdded)
 		return true

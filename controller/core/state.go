@@ -189,6 +189,20 @@ func New(durable Durable) State {
 	return State{Durable: d, Saved: d.clone(), Machine: Machine{Step: StepInit}}
 }
 
+// Validate reports what is wrong with a durable state that was read from outside.
+func (d Durable) Validate() error {
+	if d.Format != FormatVersion {
+		return fmt.Errorf("it has format %d; this controller reads %d", d.Format, FormatVersion)
+	}
+	t := Transition{After: State{Durable: d}}
+	for _, check := range []func(Transition) error{sortedUnique, dutyFits, oneMaster, establishedHasMaster} {
+		if err := check(t); err != nil {
+			return err
+		}
+	}
+	return d.Meta.Validate()
+}
+
 func (d Durable) clone() Durable {
 	d.Nodes = slices.Clone(d.Nodes)
 	d.Partitions = slices.Clone(d.Partitions)

@@ -25,9 +25,10 @@ const (
 	goneWait        = 30_000 // of answered pings, until a process that should have ended is believed to stay
 	agentSilence    = 3_000  // an agent that reports every second is silent after this
 	failsDead       = PingThreshold
-	failsDeadSilent = 2  // the same when the agent is silent too
-	failsDeadSlow   = 30 // time-outs in a row of a node that is being filled
-	addTries        = 3  // registrations of a duty-less plain node that are refused
+	failsDeadSilent = 2   // the same when the agent is silent too
+	failsDeadSlow   = 30  // time-outs in a row of a node that is being filled
+	maxNodes        = 256 // nodes in the map, beside twice those that are wanted
+	addTries        = 3   // registrations of a duty-less plain node that are refused
 )
 
 // Step takes one input and returns the next state and what shall be done. It

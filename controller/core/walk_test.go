@@ -435,8 +435,8 @@ func (w *world) second(grants bool) {
 			w.do(c, nil)
 		}
 	}
-	for range 5 {
-		w.now += 200
+	for range 2 {
+		w.now += 500
 		w.input(Tick{Now: w.now})
 		w.settleAll(nil)
 	}
@@ -486,11 +486,11 @@ func (w *world) calm() {
 		} else {
 			quiet, version = 0, v
 		}
-		if quiet >= 45 {
+		if quiet >= 36 {
 			break
 		}
 	}
-	if quiet < 45 {
+	if quiet < 36 {
 		w.t.Fatalf("the map still changes after four minutes of calm: version %d\n%s", version, w.show())
 	}
 	if len(w.state.Replies) > 0 || w.state.Saving.Seq != 0 || w.state.Machine.Step != StepDone {

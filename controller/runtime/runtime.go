@@ -117,8 +117,10 @@ func (r *Runtime) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("load the durable state: %w", err)
 	}
-	if found && durable.Format != core.FormatVersion {
-		return fmt.Errorf("the durable state has format %d; this controller reads %d", durable.Format, core.FormatVersion)
+	if found {
+		if err := durable.Validate(); err != nil {
+			return fmt.Errorf("the durable state cannot be used: %w", err)
+		}
 	}
 	state := core.New(durable)
 	r.log.Info("state loaded", "found", found, "map_version", durable.Version, "nodes", len(durable.Nodes))
