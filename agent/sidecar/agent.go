@@ -259,9 +259,10 @@ func (a *Agent) follow(ctx context.Context, every time.Duration, send func(*agen
 		sent    *agentv1.AgentStatus
 		sentAt  time.Time
 		pending = time.NewTimer(0)
+		st      *agentv1.AgentStatus
 	)
 	defer pending.Stop()
-	st, changed := a.current()
+	_, changed := a.current()
 	for {
 		select {
 		case <-changed:

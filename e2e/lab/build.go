@@ -53,7 +53,7 @@ func (l *Lab) Build(ctx context.Context, w io.Writer) error {
 		}
 	}
 	if err := l.installPackages(ctx, say); err != nil {
-		return fmt.Errorf("Debian packages: %w", err)
+		return fmt.Errorf("install Debian packages: %w", err)
 	}
 	if err := l.buildPrograms(ctx, say, filepath.Join(repo, "e2e/lab/kubernetes")); err != nil {
 		return fmt.Errorf("build programs: %w", err)

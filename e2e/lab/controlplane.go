@@ -102,7 +102,7 @@ func (l *Lab) waitNodes(ctx context.Context, since time.Time, nodes ...Node) err
 				return err
 			}
 			if !strings.HasPrefix(string(ready), "True") {
-				return fmt.Errorf("Ready is %s", ready)
+				return fmt.Errorf("condition Ready is %s", ready)
 			}
 			return nil
 		})
