@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/flarekv/flare/proto/topology"
@@ -93,7 +94,7 @@ func (g Grant) After(h Grant) bool {
 // Key returns the node key, host:port.
 func (n Node) Key() string { return nodeKey(n.Name, n.Port) }
 
-func nodeKey(name string, port int) string { return fmt.Sprintf("%s:%d", name, port) }
+func nodeKey(name string, port int) string { return name + ":" + strconv.Itoa(port) }
 
 func (n Node) up() bool { return n.State != topology.Down }
 
