@@ -111,6 +111,9 @@ func (q *queue) close() {
 // update of the key runs meanwhile. Update returns the position of the batch that
 // holds the change once that batch is committed on this node, or the zero LSN
 // if fn kept everything. If ctx ends earlier, the change may still be committed.
+//
+// On a log that has epochs it fails with ErrNotBegun except between BeginEpoch
+// and the next Apply.
 func (db *DB) Update(ctx context.Context, key []byte, fn func(Entry) Change) (topology.LSN, error) {
 	if len(key) == 0 || len(key) > MaxKey {
 		return topology.LSN{}, fmt.Errorf("storage: update: %w: %d bytes, want 1 to %d", ErrKey, len(key), MaxKey)
@@ -118,7 +121,7 @@ func (db *DB) Update(ctx context.Context, key []byte, fn func(Entry) Change) (to
 	if err := ctx.Err(); err != nil {
 		return topology.LSN{}, fmt.Errorf("storage: update: %w", err)
 	}
-	stripe := &db.stripes[maphash.Bytes(db.seed, key)%uint64(len(db.stripes))]
+	stripe := db.stripe(key)
 	stripe.Lock()
 	r, err := db.prepare(key, fn)
 	if r == nil {
@@ -147,6 +150,11 @@ func (db *DB) Update(ctx context.Context, key []byte, fn func(Entry) Change) (to
 		return topology.LSN{}, fmt.Errorf("storage: update: %w", err)
 	}
 	return lsn, nil
+}
+
+// stripe returns the lock of a key.
+func (db *DB) stripe(key []byte) *sync.Mutex {
+	return &db.stripes[maphash.Bytes(db.seed, key)%uint64(len(db.stripes))]
 }
 
 // prepare asks fn and encodes its answer; nil if there is nothing to do. The
@@ -235,8 +243,10 @@ func (db *DB) commitRequests(group []*request) (topology.LSN, error) {
 	if err := db.writable(); err != nil {
 		return topology.LSN{}, err
 	}
-	pos := db.Position()
-	pos.LSN.Index++
+	pos, err := db.nextOwn()
+	if err != nil {
+		return topology.LSN{}, err
+	}
 	b := &db.builder
 	b.start(pos.LSN)
 	for _, r := range group {
@@ -254,6 +264,20 @@ func (db *DB) commitRequests(group []*request) (topology.LSN, error) {
 	}
 	db.publish(pos)
 	return pos.LSN, nil
+}
+
+// nextOwn returns the position behind the next batch that originates here. A
+// change that was on its way when this node ceased to be master must not get a
+// position in somebody else's epoch: it could not be told from the batch that
+// really has it. Without any epoch, that is without a controller that assigns
+// them, everybody writes. The caller holds commitMu.
+func (db *DB) nextOwn() (Position, error) {
+	pos := db.Position()
+	if pos.LSN.Epoch != db.begun {
+		return pos, fmt.Errorf("%w: log is at %v", ErrNotBegun, pos.LSN)
+	}
+	pos.LSN.Index++
+	return pos, nil
 }
 
 // write gives a batch to RocksDB. The caller holds commitMu and has called
@@ -373,8 +397,10 @@ func (db *DB) FlushAll(ctx context.Context) (topology.LSN, error) {
 	if err := db.writable(); err != nil {
 		return topology.LSN{}, fmt.Errorf("storage: flush all: %w", err)
 	}
-	pos := db.Position()
-	pos.LSN.Index++
+	pos, err := db.nextOwn()
+	if err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: flush all: %w", err)
+	}
 	b := &db.builder
 	b.start(pos.LSN)
 	for _, cf := range []byte{cfData, cfTombstones} {

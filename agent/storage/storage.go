@@ -50,6 +50,9 @@ var (
 	ErrStaleEpoch = errors.New("epoch is not newer than the log")
 	// ErrOtherPartition means that the data belongs to another partition.
 	ErrOtherPartition = errors.New("database holds another partition")
+	// ErrNotBegun means that the log's epoch was begun elsewhere, so that nothing may
+	// be added to it here but what its master sends.
+	ErrNotBegun = errors.New("epoch was not begun by this process")
 	// ErrWriteFailed means that the database could not be written, for example
 	// because the disk is full. It can still be read.
 	ErrWriteFailed = errors.New("database write failed")

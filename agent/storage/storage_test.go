@@ -239,13 +239,18 @@ func TestGroupCommit(t *testing.T) {
 	db := open(t, Options{MaxBatchBytes: 100})
 	db.commitMu.Lock()
 	var wg sync.WaitGroup
-	for i := range 20 {
-		wg.Go(func() { put(t, db, fmt.Sprint("key", i), strings.Repeat("v", 20)) })
+	stripes := map[*sync.Mutex]bool{}
+	for i := 0; len(stripes) < 20; i++ {
+		key := fmt.Sprint("key", i)
+		if s := db.stripe([]byte(key)); !stripes[s] { // or it would wait for the other key
+			stripes[s] = true
+			wg.Go(func() { put(t, db, key, strings.Repeat("v", 20)) })
+		}
 	}
 	waitFor(t, func() bool {
 		db.queue.mu.Lock()
 		defer db.queue.mu.Unlock()
-		return len(db.queue.pending)+len(db.queue.spare) >= 20 || len(db.queue.pending) >= 19
+		return len(db.queue.pending)+len(db.queue.spare) == 20 // the latter are being committed
 	})
 	db.commitMu.Unlock()
 	wg.Wait()
@@ -325,6 +330,7 @@ func TestCrashKeepsCommitted(t *testing.T) {
 		t.Error("record lost")
 	}
 	// Its log is still readable from the beginning, across the recovery.
+	begin(t, killed, 2)
 	put(t, killed, "after", "v")
 	follower := open(t, Options{})
 	catchUp(t, killed, follower)
@@ -441,6 +447,34 @@ func TestBeginEpoch(t *testing.T) {
 	begin(t, db, 6)
 }
 
+func TestFollowerTakesNoWritesOfItsOwn(t *testing.T) {
+	master, db := open(t, Options{}), open(t, Options{})
+	put(t, open(t, Options{}), "k", "without any epoch")
+	begin(t, master, 1)
+	catchUp(t, master, db)
+	update := func() error {
+		_, err := db.Update(t.Context(), []byte("k"), func(Entry) Change { return Change{Op: Put} })
+		_, flushErr := db.FlushAll(t.Context())
+		if (err == nil) != (flushErr == nil) {
+			t.Errorf("Update: %v, FlushAll: %v", err, flushErr)
+		}
+		return err
+	}
+	if err := update(); !errors.Is(err, ErrNotBegun) {
+		t.Errorf("a follower: %v", err)
+	}
+	begin(t, db, 2)
+	if err := update(); err != nil {
+		t.Errorf("promoted: %v", err)
+	}
+	catchUp(t, db, master)
+	begin(t, master, 3)
+	catchUp(t, master, db)
+	if err := update(); !errors.Is(err, ErrNotBegun) {
+		t.Errorf("follower again: %v", err)
+	}
+}
+
 func testBatch(epoch, index uint64, more ...func(*batchBuilder)) []byte {
 	var b batchBuilder
 	b.start(topology.LSN{Epoch: epoch, Index: index})
@@ -539,6 +573,7 @@ func TestTombstonesAgreeOnAllCopies(t *testing.T) {
 	follower.Close()
 	follower = open(t, Options{Dir: dir, Tombstones: limit})
 	same(master, follower)
+	begin(t, follower, 2)
 	for i := range 6 {
 		del(t, master, fmt.Sprint("new", i), Tombstone{Version: 1})
 		del(t, follower, fmt.Sprint("new", i), Tombstone{Version: 1})

@@ -338,6 +338,7 @@ func TestFailedWriteIsNotReplayed(t *testing.T) {
 			}
 			db.Close()
 			db = open(t, Options{Dir: dir}) // no write failed in this process
+			begin(t, db, 2)
 			put(t, db, "good3", "v")
 			later := open(t, Options{})
 			catchUp(t, db, later)

@@ -181,7 +181,8 @@ func TestWALReaderStopsAtDamage(t *testing.T) {
 func FuzzWALReader(f *testing.F) {
 	var w walWriter
 	w.add([]byte("one"))
-	w.add(make([]byte, walBlockSize))
+	w.record(walFirst, []byte("tw"))
+	w.record(walLast, []byte("o"))
 	f.Add(w.data)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := newWALReader(bytes.NewReader(data))
