@@ -82,7 +82,6 @@ type world struct {
 	session uint64
 	plain   bool // no operator has interfered
 	lost    bool // the durable state was lost at least once
-	steps   int
 }
 
 func newWorld(t *rapid.T) *world {

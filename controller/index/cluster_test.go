@@ -152,7 +152,6 @@ type node struct {
 	answer func(line string) string // nil: OK; "" is silence, "close" closes
 	maps   []core.MapUpdate         // as heard; Map alone is set
 	heard  []time.Time
-	tokens int // on the last NODE line
 	conns  []net.Conn
 	wg     sync.WaitGroup
 }
