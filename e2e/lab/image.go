@@ -15,6 +15,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
+
+	"github.com/flarekv/flare/images/archive"
 )
 
 const (
@@ -27,92 +30,29 @@ func (l *Lab) ownImages() []string {
 	return []string{filepath.Join(l.cache, "images", "pause.tar"), filepath.Join(l.cache, "images", "coredns.tar")}
 }
 
-// writeImage writes an OCI archive of an image that is one static program at
-// the root of an otherwise empty filesystem.
-func writeImage(archive, name, program, arch string) error {
+// writeImage writes the image of one static program, which runs as root: these
+// are the lab's own.
+func writeImage(file, name, program, arch string) error {
 	binary, err := os.ReadFile(program)
 	if err != nil {
 		return err
 	}
-	base := filepath.Base(program)
-	var layer bytes.Buffer
-	lw := tar.NewWriter(&layer)
-	for _, dir := range []tar.Header{{Name: "etc/", Mode: 0o755}, {Name: "tmp/", Mode: 0o1777}} {
-		dir.Typeflag = tar.TypeDir
-		if err := lw.WriteHeader(&dir); err != nil {
-			return err
-		}
-	}
-	if err := addFile(lw, base, 0o755, binary); err != nil {
+	path := "/" + filepath.Base(program)
+	image, err := archive.Pack(archive.Image{
+		Arch: arch, Entrypoint: []string{path}, Created: time.Unix(0, 0),
+		Files: []archive.File{{Path: path, Mode: 0o755, Data: binary}},
+	})
+	if err != nil {
 		return err
 	}
-	if err := lw.Close(); err != nil {
-		return err
-	}
-
 	var out bytes.Buffer
-	ow := tar.NewWriter(&out)
-	blob := func(mediaType string, data []byte) (object, error) {
-		sum := sha256.Sum256(data)
-		digest := hex.EncodeToString(sum[:])
-		return object{"mediaType": mediaType, "digest": "sha256:" + digest, "size": len(data)},
-			addFile(ow, "blobs/sha256/"+digest, 0o644, data)
-	}
-	document := func(mediaType string, content object) (object, error) {
-		data, err := json.Marshal(content)
-		if err != nil {
-			return nil, err
-		}
-		return blob(mediaType, data)
-	}
-	const oci = "application/vnd.oci.image."
-	layerRef, err := blob(oci+"layer.v1.tar", layer.Bytes())
-	if err != nil {
+	if err := image.Write(&out, name); err != nil {
 		return err
 	}
-	platform := object{"os": "linux", "architecture": arch}
-	configRef, err := document(oci+"config.v1+json", object{
-		"os": "linux", "architecture": arch,
-		"config": object{"Entrypoint": []string{"/" + base}, "WorkingDir": "/"},
-		"rootfs": object{"type": "layers", "diff_ids": []any{layerRef["digest"]}},
-	})
-	if err != nil {
+	if err := os.WriteFile(file+".new", out.Bytes(), 0o644); err != nil {
 		return err
 	}
-	manifestRef, err := document(oci+"manifest.v1+json", object{
-		"schemaVersion": 2, "mediaType": oci + "manifest.v1+json",
-		"config": configRef, "layers": []object{layerRef},
-	})
-	if err != nil {
-		return err
-	}
-	manifestRef["platform"] = platform
-	manifestRef["annotations"] = object{nameAnnotation: name}
-	index, err := json.Marshal(object{"schemaVersion": 2, "mediaType": oci + "index.v1+json", "manifests": []object{manifestRef}})
-	if err != nil {
-		return err
-	}
-	if err := addFile(ow, "index.json", 0o644, index); err != nil {
-		return err
-	}
-	if err := addFile(ow, "oci-layout", 0o644, []byte(`{"imageLayoutVersion":"1.0.0"}`)); err != nil {
-		return err
-	}
-	if err := ow.Close(); err != nil {
-		return err
-	}
-	if err := os.WriteFile(archive+".new", out.Bytes(), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(archive+".new", archive)
-}
-
-func addFile(w *tar.Writer, name string, mode int64, data []byte) error {
-	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(data))}); err != nil {
-		return err
-	}
-	_, err := w.Write(data)
-	return err
+	return os.Rename(file+".new", file)
 }
 
 // Either annotation may carry an image's name in an OCI archive; the first is
