@@ -385,7 +385,8 @@ func (s *session) stream() error {
 			lsn, err := s.db.Apply(s.ctx, batches...)
 			clear(batches)
 			if err != nil {
-				if s.ctx.Err() == nil {
+				// What the master sends does not fit; anything else is our own trouble.
+				if errors.Is(err, history.ErrGap) || errors.Is(err, history.ErrDamaged) || errors.Is(err, history.ErrDiverged) {
 					s.countUnusable(1)
 				}
 				return &Error{"apply_failed", fmt.Errorf("stream: %w", err)}

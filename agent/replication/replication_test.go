@@ -706,3 +706,58 @@ func TestCopyIsLimitedAndOneAtATime(t *testing.T) {
 	b.reached(a)
 	e.reached(a)
 }
+
+// deaf is a store that cannot apply anything.
+type deaf struct {
+	*storage.DB
+	mu  sync.Mutex
+	err error
+}
+
+func (d *deaf) Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		return d.Position().LSN, d.err
+	}
+	return d.DB.Apply(ctx, batches...)
+}
+
+func (d *deaf) fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.err = err
+}
+
+func TestUnusableStreamsLeadToACopy(t *testing.T) {
+	c := newCluster(t, "a:1", "b:1")
+	a, b := c.nodes["a:1"], c.nodes["b:1"]
+	a.lead(1, "b:1")
+	b.follow(a)
+	b.reached(a)
+	b.unfollow()
+	a.put("k", "v")
+
+	db := &deaf{DB: b.db, err: storage.ErrWriteFailed}
+	f := NewFollower(db, FollowerConfig{Self: "b:1", Logger: quiet, FullAfter: func() int { return 2 },
+		Dial: func(ctx context.Context) (Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", a.lis.Addr().String())
+		}})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- f.Run(ctx) }()
+	waitFor(t, "it fails often", func() bool { return f.Status().FailedAttempts >= 3 })
+	if s := f.Status(); s.Checkpoints != 0 || s.Tier == history.TierCheckpoint {
+		t.Errorf("its own trouble led to a copy: %+v", s)
+	}
+	db.fail(fmt.Errorf("wrapped: %w", storage.ErrGap))
+	waitFor(t, "a copy", func() bool { return f.Status().Checkpoints == 1 })
+	if s := f.Status(); s.Reason != "requested" {
+		t.Errorf("%+v", s)
+	}
+	db.fail(nil)
+	b.reached(a)
+	cancel()
+	<-done
+}

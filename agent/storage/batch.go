@@ -3,7 +3,6 @@ package storage
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/flarekv/flare/proto/topology"
@@ -54,8 +53,6 @@ const (
 	lsnRecordSize   = 1 + 1 + 1 + len(metaLSN) + 1 + 16
 	lsnPrefixSize   = batchHeaderSize + lsnRecordSize
 )
-
-var errBadBatch = errors.New("damaged write batch")
 
 // batchBuilder assembles a batch. The zero value is ready for start.
 type batchBuilder struct {
@@ -150,7 +147,7 @@ type batchReader struct {
 
 func readBatch(data []byte) batchReader {
 	if len(data) < batchHeaderSize {
-		return batchReader{err: fmt.Errorf("%w: %d bytes, want at least %d", errBadBatch, len(data), batchHeaderSize)}
+		return batchReader{err: fmt.Errorf("%w: %d bytes, want at least %d", ErrDamaged, len(data), batchHeaderSize)}
 	}
 	return batchReader{rest: data[batchHeaderSize:], count: binary.LittleEndian.Uint32(data[8:])}
 }
@@ -172,13 +169,13 @@ func (r *batchReader) next(op *batchOp) bool {
 		case tagPutCF, tagDeleteCF, tagDeleteRangeCF:
 			op.tag = plainTag(tag)
 			if len(r.rest) == 0 || r.rest[0] >= cfCount {
-				r.err = fmt.Errorf("%w: unknown column family", errBadBatch)
+				r.err = fmt.Errorf("%w: unknown column family", ErrDamaged)
 				return false
 			}
 			op.cf = r.rest[0]
 			r.rest = r.rest[1:]
 		default:
-			r.err = fmt.Errorf("%w: unknown record type %#x", errBadBatch, tag)
+			r.err = fmt.Errorf("%w: unknown record type %#x", ErrDamaged, tag)
 			return false
 		}
 		op.key = r.bytes()
@@ -186,13 +183,13 @@ func (r *batchReader) next(op *batchOp) bool {
 			op.value = r.bytes()
 		}
 		if r.count == 0 && r.err == nil {
-			r.err = fmt.Errorf("%w: more records than announced", errBadBatch)
+			r.err = fmt.Errorf("%w: more records than announced", ErrDamaged)
 		}
 		r.count--
 		return r.err == nil
 	}
 	if r.err == nil && r.count != 0 {
-		r.err = fmt.Errorf("%w: %d records fewer than announced", errBadBatch, r.count)
+		r.err = fmt.Errorf("%w: %d records fewer than announced", ErrDamaged, r.count)
 	}
 	return false
 }
@@ -201,7 +198,7 @@ func (r *batchReader) bytes() []byte {
 	n, size := binary.Uvarint(r.rest)
 	if size <= 0 || n > uint64(len(r.rest)-size) {
 		if r.err == nil {
-			r.err = fmt.Errorf("%w: truncated record", errBadBatch)
+			r.err = fmt.Errorf("%w: truncated record", ErrDamaged)
 		}
 		return nil
 	}

@@ -60,7 +60,7 @@ func TestBatchDamage(t *testing.T) {
 		var op batchOp
 		for r.next(&op) {
 		}
-		if !errors.Is(r.err, errBadBatch) {
+		if !errors.Is(r.err, ErrDamaged) {
 			t.Errorf("%s: %v", name, r.err)
 		}
 	}

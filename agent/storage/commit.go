@@ -531,7 +531,7 @@ func (db *DB) apply(data []byte, sync bool) error {
 func follow(pos Position, data []byte) (Position, []batchOp, error) {
 	lsn, ok := batchLSN(data)
 	if !ok {
-		return pos, nil, fmt.Errorf("%w: it does not begin with its position", errBadBatch)
+		return pos, nil, fmt.Errorf("%w: it does not begin with its position", ErrDamaged)
 	}
 	if lsn.Index != pos.LSN.Index+1 {
 		return pos, nil, fmt.Errorf("%w: %v, log is at %v", ErrGap, lsn, pos.LSN)
@@ -549,7 +549,7 @@ func follow(pos Position, data []byte) (Position, []batchOp, error) {
 		case op.cf == cfTombstones:
 			tombs = append(tombs, op)
 		case op.cf == cfMeta && op.tag != tagPut:
-			return pos, nil, fmt.Errorf("%w: it deletes from column family %s", errBadBatch, cfNames[cfMeta])
+			return pos, nil, fmt.Errorf("%w: it deletes from column family %s", ErrDamaged, cfNames[cfMeta])
 		case op.cf == cfMeta:
 			if err := followMeta(&next, op); err != nil {
 				return pos, nil, err
@@ -580,7 +580,7 @@ func followMeta(next *Position, op batchOp) error {
 	case isLineage && len(op.value) == 8 && epoch == next.LSN.Epoch && binary.BigEndian.Uint64(op.value) == next.LSN.Index:
 		next.Lineage = next.StartEpoch(EpochStart{Epoch: epoch, Index: next.LSN.Index})
 	default:
-		return fmt.Errorf("%w: unknown entry %q in column family %s", errBadBatch, op.key, cfNames[cfMeta])
+		return fmt.Errorf("%w: unknown entry %q in column family %s", ErrDamaged, op.key, cfNames[cfMeta])
 	}
 	return nil
 }

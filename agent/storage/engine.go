@@ -1,10 +1,7 @@
 package storage
 
 import (
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"sync/atomic"
 
 	"github.com/linxGnu/grocksdb"
@@ -239,13 +236,4 @@ func (e *engine) property(name string) (sum uint64) {
 func (e *engine) dataProperty(name string) uint64 {
 	n, _ := e.db.GetIntPropertyCF(name, e.cfs[cfData])
 	return n
-}
-
-// exists reports whether there is a RocksDB database in dir.
-func exists(dir string) (bool, error) {
-	_, err := os.Stat(filepath.Join(dir, "CURRENT"))
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }

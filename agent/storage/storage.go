@@ -37,15 +37,15 @@ import (
 
 // Errors that callers tell apart.
 var (
-	// ErrPurged, ErrDiverged, ErrFuture, ErrReplaced and ErrClosed are those of the log.
+	// These are the errors of the log.
 	ErrPurged   = history.ErrPurged
 	ErrDiverged = history.ErrDiverged
 	ErrFuture   = history.ErrFuture
+	ErrGap      = history.ErrGap
+	ErrDamaged  = history.ErrDamaged
 	ErrReplaced = history.ErrReplaced
 	ErrClosed   = history.ErrClosed
 
-	// ErrGap means that a batch does not continue the log.
-	ErrGap = errors.New("write batch is not the next one")
 	// ErrStaleEpoch means that an epoch is not newer than the log's.
 	ErrStaleEpoch = errors.New("epoch is not newer than the log")
 	// ErrOtherPartition means that the data belongs to another partition.

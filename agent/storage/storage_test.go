@@ -508,15 +508,15 @@ func TestApplyChecks(t *testing.T) {
 		{"one left out", testBatch(2, 4), ErrGap},
 		{"older epoch", testBatch(1, 3), ErrDiverged},
 		{"epoch without its beginning", testBatch(3, 3), ErrGap},
-		{"epoch with the beginning of another", testBatch(3, 3, lineage(4, 3)), errBadBatch},
-		{"epoch that begins elsewhere", testBatch(3, 3, lineage(3, 2)), errBadBatch},
+		{"epoch with the beginning of another", testBatch(3, 3, lineage(4, 3)), ErrDamaged},
+		{"epoch that begins elsewhere", testBatch(3, 3, lineage(3, 2)), ErrDamaged},
 		{"epoch of another history", testBatch(3, 3, lineage(3, 3), meta(metaHistory, "other")), ErrDiverged},
-		{"unknown meta entry", testBatch(2, 3, meta("what", "")), errBadBatch},
-		{"meta entry deleted", testBatch(2, 3, func(b *batchBuilder) { b.delete(cfMeta, metaLSN) }), errBadBatch},
-		{"not ours", make([]byte, batchHeaderSize), errBadBatch},
-		{"nothing", nil, errBadBatch},
-		{"cut", good[:len(good)-1], errBadBatch},
-		{"junk behind", append(slices.Clone(good), 0x42), errBadBatch},
+		{"unknown meta entry", testBatch(2, 3, meta("what", "")), ErrDamaged},
+		{"meta entry deleted", testBatch(2, 3, func(b *batchBuilder) { b.delete(cfMeta, metaLSN) }), ErrDamaged},
+		{"not ours", make([]byte, batchHeaderSize), ErrDamaged},
+		{"nothing", nil, ErrDamaged},
+		{"cut", good[:len(good)-1], ErrDamaged},
+		{"junk behind", append(slices.Clone(good), 0x42), ErrDamaged},
 	}
 	for _, tt := range tests {
 		if _, err := db.Apply(t.Context(), tt.data); !errors.Is(err, tt.want) {

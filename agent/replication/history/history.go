@@ -14,7 +14,7 @@ import (
 	"github.com/flarekv/flare/proto/topology"
 )
 
-// Errors of a log that is asked for batches behind a position.
+// Errors of a log that is read from a position or continued.
 var (
 	// ErrPurged means that the batches are no longer retained.
 	ErrPurged = errors.New("log position is no longer retained")
@@ -22,6 +22,10 @@ var (
 	ErrDiverged = errors.New("log position is not on this history")
 	// ErrFuture means that the position lies beyond the end of the log.
 	ErrFuture = errors.New("log position is beyond the end of the log")
+	// ErrGap means that a batch does not continue the log.
+	ErrGap = errors.New("write batch is not the next one")
+	// ErrDamaged means that a batch is not what a log of ours can hold.
+	ErrDamaged = errors.New("damaged write batch")
 	// ErrReplaced means that the log under an open tail was exchanged.
 	ErrReplaced = errors.New("database was replaced")
 	// ErrClosed means that the database was closed.
