@@ -22,6 +22,7 @@ func (s *Server) newSource() *replication.Source {
 		Behind:          s.index.behind,
 		CopyBandwidth:   func() int64 { return int64(s.live.Load().ReconstructionBwlimit) << 10 },
 		StreamBandwidth: func() int64 { return int64(s.live.Load().CatchUpBwlimit()) << 10 },
+		Interval:        func() time.Duration { return s.live.Load().RocksDB.WALSyncInterval },
 		Logger:          s.logger,
 	})
 }

@@ -22,7 +22,7 @@ const (
 	giveUpFactor = 3
 	// handshakeTimeout bounds the exchange before START.
 	handshakeTimeout = 5 * time.Second
-	// heartbeatInterval is the longest interval between two signs of life.
+	// heartbeatInterval is the default of SourceConfig.Interval.
 	heartbeatInterval = 500 * time.Millisecond
 	// tickInterval is how often the leader looks for overdue members.
 	tickInterval = 50 * time.Millisecond
@@ -43,6 +43,11 @@ type SourceConfig struct {
 	CopyBandwidth   func() int64         // bytes per second for checkpoints, 0 for no limit; may be nil
 	StreamBandwidth func() int64         // bytes per second for batches, 0 for no limit; may be nil
 	StreamInterval  func() time.Duration // least time between two sends to a replica, 0 for none; may be nil
+
+	// Interval is how often each side tells the other its position when there is
+	// nothing else to tell; never more than a quarter of the timeout, so that a lost
+	// message does not look like a lost peer. May be nil.
+	Interval func() time.Duration
 
 	Logger *slog.Logger
 }
@@ -94,7 +99,13 @@ func (s *Source) timeout() time.Duration {
 }
 
 // interval is how often each side shows that it is alive.
-func (s *Source) interval() time.Duration { return min(heartbeatInterval, s.timeout()/4) }
+func (s *Source) interval() time.Duration {
+	d := heartbeatInterval
+	if s.cfg.Interval != nil {
+		d = s.cfg.Interval()
+	}
+	return max(min(d, s.timeout()/4), time.Millisecond)
+}
 
 // Lead takes over a node map in which this node is the master of its partition
 // in the epoch, which the log must have begun already. Call it on every map.
@@ -456,7 +467,7 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 	}()
 
 	from := peer.LSN
-	sender := &sender{s: s, ctx: ctx, w: w, interval: interval}
+	sender := &sender{s: s, ctx: ctx, w: w, patience: timeout}
 	release := func() {}
 	if tier == history.TierCheckpoint {
 		snap, err := sender.copy(f, log)
@@ -563,7 +574,7 @@ type sender struct {
 	s        *Source
 	ctx      context.Context
 	w        *bufio.Writer
-	interval time.Duration
+	patience time.Duration // what the follower was told to wait for a sign of life
 	limit    limiter
 	beat     time.Time // last heartbeat between batches
 }
@@ -574,6 +585,10 @@ func (c *sender) send(t frameType, payload []byte) error {
 	}
 	return nil
 }
+
+// interval is the time between two signs of life now: options may have changed,
+// but what this follower was told holds for the stream.
+func (c *sender) interval() time.Duration { return min(c.s.interval(), c.patience/4) }
 
 // heartbeat tells the position and that we are alive.
 func (c *sender) heartbeat() error {
@@ -586,7 +601,8 @@ func (c *sender) heartbeat() error {
 // stream sends batches as they come. release is called once the follower has
 // caught up for the first time.
 func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
-	ticker := time.NewTicker(c.interval)
+	interval := c.interval()
+	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
 		moved := tail.Moved()
@@ -626,6 +642,10 @@ func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
 			if err := c.heartbeat(); err != nil {
 				return err
 			}
+			if now := c.interval(); now != interval {
+				interval = now
+				ticker.Reset(interval)
+			}
 		}
 	}
 }
@@ -647,7 +667,7 @@ func (c *sender) batches(tail history.Tail) (any, more bool, err error) {
 		}
 	}
 	// A follower that catches up has to learn how far it must go.
-	if now := time.Now(); now.Sub(c.beat) >= c.interval {
+	if now := time.Now(); now.Sub(c.beat) >= c.interval() {
 		c.beat = now
 		return any, true, c.heartbeat()
 	}
@@ -672,7 +692,7 @@ func (c *sender) limited(bandwidth func() int64, n int) error {
 // pause waits, with signs of life.
 func (c *sender) pause(d time.Duration) error {
 	for d > 0 {
-		step := min(d, c.interval)
+		step := min(d, c.interval())
 		select {
 		case <-time.After(step):
 		case <-c.ctx.Done():

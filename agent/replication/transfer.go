@@ -48,7 +48,7 @@ func (c *sender) copy(f *feed, log *slog.Logger) (history.Snapshot, error) {
 // takeSlot waits until no other checkpoint is made or sent: they would share
 // disk and network, and all would take longer.
 func (c *sender) takeSlot() error {
-	ticker := time.NewTicker(c.interval)
+	ticker := time.NewTicker(c.interval())
 	defer ticker.Stop()
 	for {
 		select {
@@ -86,7 +86,7 @@ func (c *sender) snapshot() (history.Snapshot, error) {
 		}()
 		return history.Snapshot{}, err
 	}
-	ticker := time.NewTicker(c.interval)
+	ticker := time.NewTicker(c.interval())
 	defer ticker.Stop()
 	for {
 		select {
