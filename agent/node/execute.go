@@ -80,16 +80,26 @@ func (w *writer) write(dst []byte, req *text.Request, partition int) ([]byte, to
 	lsn, err := w.s.db.Update(context.Background(), req.Key(), w.fn)
 	w.s.gate.leave()
 
-	if err != nil {
-		w.s.limited.warn(w.s.logger, "write failed", "command", req.Command.String(), "error", err)
-		lsn = topology.LSN{}
-		dst = append(dst, text.ReplyIOError...)
-	} else {
+	switch {
+	case err == nil:
 		w.s.counters.executed(req.Command, w.out.verdict)
 		dst = w.reply(dst, req)
+	case errors.Is(err, storage.ErrNotBegun):
+		// The log went on without us between the gate and the commit: another node
+		// leads, and a map that says so is on its way. Nothing was written.
+		state, reason = gateWait, "not_begun"
+	case errors.Is(err, storage.ErrDiskFull):
+		w.s.limited.warn(w.s.logger, "write refused", "reason", "disk_full", "command", req.Command.String(), "error", err)
+		dst = text.AppendServerError(dst, "disk_full")
+	default:
+		w.s.limited.warn(w.s.logger, "write failed", "command", req.Command.String(), "error", err)
+		dst = append(dst, text.ReplyIOError...)
+	}
+	if err != nil {
+		lsn = topology.LSN{}
 	}
 	w.m.data, w.out = nil, outcome{}
-	return dst, lsn, gateOpen, ""
+	return dst, lsn, state, reason
 }
 
 func (w *writer) reply(dst []byte, req *text.Request) []byte {

@@ -47,6 +47,7 @@ func TestSmoke(t *testing.T) {
 	step("nonsense on the ports", c.testNonsense)
 	step("invalid FlareCluster", c.testInvalidFlareCluster)
 	step("second controller", c.testSecondController)
+	step("full disk", c.testFullDisk)
 	step("uninstall", c.testUninstall)
 }
 
@@ -424,6 +425,30 @@ func (c *cluster) testSecondController(t *testing.T) {
 	})
 	c.kubectl("scale", "deployment/"+release+"-controller", "--replicas=2")
 	c.eventually(60*time.Second, "healthy with two controllers again", c.healthy)
+}
+
+// testFullDisk fills the volume of a master but for 32 MiB: it refuses writes and says why, it
+// keeps its role, and it recovers by itself.
+func (c *cluster) testFullDisk(t *testing.T) {
+	c.eventually(60*time.Second, "healthy", c.healthy)
+	master := c.masterPod(1)
+	probe := keyOf(1)
+	m := client(c.service())
+	lab := filepath.Join(c.root, "build/bin/lab")
+	set := func() error { return m.Set(&memcache.Item{Key: probe, Value: []byte("v")}) }
+	c.run(lab, "volume", "fill", namespace, "data-"+master, "33554432")
+	c.eventually(20*time.Second, "writes are refused for the full disk", func() error {
+		if err := set(); err == nil || !strings.Contains(err.Error(), "disk_full") {
+			return fmt.Errorf("the answer is %v", err)
+		}
+		return nil
+	})
+	c.readAll(m, "from a node with a full disk")
+	c.run(lab, "volume", "free", namespace, "data-"+master)
+	c.eventually(20*time.Second, "writes are taken again", set)
+	if now := c.masterPod(1); now != master {
+		t.Errorf("the master moved from %s to %s because of a full disk", master, now)
+	}
 }
 
 // testUninstall checks that nothing is left but the volume claims.
