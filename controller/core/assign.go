@@ -58,7 +58,7 @@ func (w *work) adopt() {
 	}
 	for _, o := range slices.Clone(s.Seen) {
 		r := o.Report
-		if !o.Agent || !r.Alive || !r.Serving || r.MapVersion == 0 || r.Instance == "" {
+		if !o.Agent || !r.Alive || !r.Serving || r.Instance == "" {
 			continue
 		}
 		if n := s.Durable.node(o.Key); n != nil {
@@ -176,12 +176,14 @@ func (w *work) bootstrap() {
 	s := &w.s
 	for _, n := range s.Durable.Nodes {
 		if n.Role != topology.Proxy {
-			return // an operator is building the map by hand
+			s.Blocked = Refusal{ReasonManualMap, fmt.Sprintf("%s is %v by an operator's command: the map is left to the operator", n.Key(), n.Role)}
+			return
 		}
 	}
 	partitions, want := s.Spec.Partitions, s.wantedNodes()
 	free := w.free()
 	if len(free) == 0 {
+		s.Blocked = Refusal{ReasonWaitingForNodes, fmt.Sprintf("none of %d nodes has registered", want)}
 		return
 	}
 	if s.FirstHello == 0 {

@@ -34,6 +34,7 @@ const (
 	ReasonSpecInvalid        = "spec_invalid"
 
 	// Why a wanted assignment is not made.
+	ReasonManualMap        = "map_made_by_hand"
 	ReasonWaitingForNodes  = "waiting_for_nodes"
 	ReasonWaitingForData   = "waiting_for_data"
 	ReasonMasterDataLost   = "master_data_lost"

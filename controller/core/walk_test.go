@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"testing"
@@ -32,6 +33,7 @@ func TestRandomWalk(t *testing.T) {
 			"lose agent":    w.loseAgent,
 			"catch up":      w.catchUp,
 			"take back":     w.takeBack,
+			"overtaken":     w.overtaken,
 			"late command":  w.late,
 			"operator":      w.operate,
 			"settle":        w.settle,
@@ -69,19 +71,20 @@ type worldNode struct {
 }
 
 type world struct {
-	t       *rapid.T
-	state   State
-	now     int64
-	seq     int
-	nodes   []*worldNode
-	pending []Effect // requests under way
-	sent    MapUpdate
-	replies map[uint64]func(Reply)
-	nextID  uint64
-	lateCmd []Command
-	session uint64
-	plain   bool // no operator has interfered
-	lost    bool // the durable state was lost at least once
+	t         *rapid.T
+	state     State
+	now       int64
+	seq       int
+	nodes     []*worldNode
+	pending   []Effect // requests under way
+	sent      MapUpdate
+	replies   map[uint64]func(Reply)
+	nextID    uint64
+	lateCmd   []Command
+	session   uint64
+	persisted Durable // content of the Persist that ended last
+	plain     bool    // no operator has interfered
+	lost      bool    // the durable state was lost at least once
 }
 
 func newWorld(t *rapid.T) *world {
@@ -101,6 +104,10 @@ func (w *world) input(in Input) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	if p, ok := in.(Persisted); ok && p.Err == "" && !reflect.DeepEqual(next.Saved, w.persisted) {
+		w.t.Fatalf("saved is\n%+v\nwhat was persisted\n%+v", next.Saved, w.persisted)
+	}
+	w.keepsLastCopies(next)
 	w.state = next
 	for _, e := range effects {
 		switch e := e.(type) {
@@ -117,6 +124,24 @@ func (w *world) input(in Input) {
 			w.heed()
 		case Persist, WriteConfig, ScaleTo, LabelNodes, WriteStatus:
 			w.pending = append(w.pending, e)
+		}
+	}
+}
+
+// keepsLastCopies checks that no node is filled with a partition's data while it
+// holds that of another one whose master is gone.
+func (w *world) keepsLastCopies(next State) {
+	if !w.plain {
+		return
+	}
+	for _, n := range next.Durable.Nodes {
+		before := w.state.Durable.node(n.Key())
+		if before == nil || before.Role != topology.Proxy || n.Role != topology.Slave {
+			continue
+		}
+		held, _ := (&work{s: next}).holds(n)
+		if held >= 0 && held != n.Partition && held < len(next.Durable.Partitions) && activeMaster(next.Durable, held) == "" {
+			w.t.Fatalf("%s gets the data of partition %d, and may hold the last of partition %d\n%s", n.Key(), n.Partition, held, w.show())
 		}
 	}
 }
@@ -321,12 +346,33 @@ func (w *world) takeBack(t *rapid.T) {
 		return
 	}
 	c := w.command(n.key, VerbBehind)
-	c.Epoch, c.Session, c.HasSession = e.Epoch, w.session, true
+	c.Epoch, c.Session, c.HasSession = e.Epoch-uint64(rapid.IntRange(0, int(min(e.Epoch, 2))).Draw(t, "older")), w.session, true
+	current := w.state.Durable.epoch(e.Partition)
+	d := w.state.Durable.node(n.key)
 	w.do(c, func(r Reply) {
+		if r.Err == "" && d != nil && d.Partition == e.Partition && c.Epoch < current {
+			w.t.Fatalf("a master of epoch %d goes on without %s in epoch %d", c.Epoch, n.key, current)
+		}
 		// From here on the master goes on alone: nobody may be able to say otherwise.
 		if now := w.state.Saved.node(n.key); r.Err == "" && now != nil && now.Role == topology.Slave &&
 			now.State == topology.Active && !now.Granted.After(Grant{c.Epoch, c.Session}) && w.plain {
 			w.t.Fatalf("%s was taken back at %d/%d and is in sync still", n.key, c.Epoch, c.Session)
+		}
+	})
+}
+
+// overtaken takes a grant back before the replica tells of it.
+func (w *world) overtaken(t *rapid.T) {
+	n := w.pick(t)
+	c, ok := w.grant(n)
+	if !ok {
+		return
+	}
+	back := w.command(n.key, VerbBehind)
+	back.Epoch, back.Session, back.HasSession = c.Epoch, c.Session, true
+	w.do(back, func(r Reply) {
+		if r.Err == "" {
+			w.do(c, nil)
 		}
 	})
 }
@@ -368,6 +414,7 @@ func (w *world) finish(err string) {
 	w.pending = w.pending[1:]
 	switch e := e.(type) {
 	case Persist:
+		w.persisted = e.Durable
 		w.input(Persisted{Seq: e.Durable.Seq, Err: err})
 	case WriteConfig:
 		w.input(Done{Request: RequestConfig, Seq: e.Seq, Err: err})

@@ -61,7 +61,7 @@ type Server struct {
 	cfg     ServerConfig
 	log     *slog.Logger
 	started time.Time
-	garbage limiter
+	refusals limiter
 
 	mu       sync.Mutex
 	conns    map[*serverConn]struct{}
@@ -89,7 +89,7 @@ func NewServer(cfg ServerConfig) *Server {
 	}
 	return &Server{
 		cfg: cfg, log: cfg.Logger, started: time.Now(),
-		garbage: limiter{every: 5 * time.Second}, conns: map[*serverConn]struct{}{},
+		refusals: limiter{every: 5 * time.Second}, conns: map[*serverConn]struct{}{},
 	}
 }
 
@@ -205,7 +205,7 @@ func (s *Server) admit(ctx context.Context, conn net.Conn) *serverConn {
 		}
 		delete(s.conns, oldest)
 		oldest.Close()
-		if ok, missed := s.garbage.allow("limit", time.Now()); ok {
+		if ok, missed := s.refusals.allow("limit", time.Now()); ok {
 			s.log.Warn("too many index connections: closed the one idle for longest",
 				"limit", s.cfg.MaxConnections, "peer", oldest.RemoteAddr().String(), "not_logged", missed)
 		}
@@ -247,7 +247,7 @@ func (s *Server) talk(ctx context.Context, c *serverConn) {
 			c.out = s.answer(ctx, c.out, &req)
 			s.mark(c, false)
 		case errors.As(err, &refused):
-			if ok, missed := s.garbage.allow(string(refused.Reason), time.Now()); ok {
+			if ok, missed := s.refusals.allow(string(refused.Reason), time.Now()); ok {
 				s.log.Warn("request refused", "peer", c.RemoteAddr().String(), "reason", string(refused.Reason), "error", err, "not_logged", missed)
 			}
 			c.out = append(c.out, refused.Reply...)
@@ -257,7 +257,7 @@ func (s *Server) talk(ctx context.Context, c *serverConn) {
 				if errors.Is(err, text.ErrBinary) {
 					level = slog.LevelWarn
 				}
-				if ok, missed := s.garbage.allow("connection", time.Now()); ok {
+				if ok, missed := s.refusals.allow("connection", time.Now()); ok {
 					s.log.Log(ctx, level, "index connection ended", "peer", c.RemoteAddr().String(), "error", err, "not_logged", missed)
 				}
 			}
@@ -315,7 +315,10 @@ func (s *Server) answer(ctx context.Context, dst []byte, req *text.Request) []by
 		s.log.Warn("command not answered in time", "command", req.Command.String(), "node", n.Key(), "error", err)
 		return text.AppendServerError(dst, "not durable in time")
 	case reply.Err != "":
-		s.log.Info("command refused", "command", req.Command.String(), "node", n.Key(), "reason", reply.Err)
+		// A node that may not register yet tries four times a second.
+		if ok, missed := s.refusals.allow(req.Command.String(), time.Now()); ok {
+			s.log.Info("command refused", "command", req.Command.String(), "node", n.Key(), "reason", reply.Err, "not_logged", missed)
+		}
 		return text.AppendServerError(dst, reply.Err)
 	case reply.Nodes != nil:
 		return text.AppendNodes(dst, reply.Nodes, false)
