@@ -58,9 +58,9 @@ type ServerConfig struct {
 
 // Server answers the index protocol.
 type Server struct {
-	cfg     ServerConfig
-	log     *slog.Logger
-	started time.Time
+	cfg      ServerConfig
+	log      *slog.Logger
+	started  time.Time
 	refusals limiter
 
 	mu       sync.Mutex
