@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/flarekv/flare/images/gobuild"
 )
 
 // tools are programs of the machine's own that the lab calls.
@@ -175,8 +177,9 @@ func (l *Lab) buildPrograms(ctx context.Context, say *progress, module string) e
 	if err != nil {
 		return err
 	}
-	argv := slices.Concat([]string{"nice", "go", "build", "-ldflags", linkFlags(kube, helm), "-o", l.BinDir() + "/"}, goPrograms)
-	if err := say.during(ctx, "build Kubernetes "+kube+", CoreDNS, helm, grpcurl", module, env, argv...); err != nil {
+	say.step("build Kubernetes %s, CoreDNS, helm, grpcurl ...", kube)
+	args := slices.Concat([]string{"-ldflags", linkFlags(kube, helm), "-o", l.BinDir() + "/"}, goPrograms)
+	if err := gobuild.Run(ctx, module, env, func(at string) { say.step("  %s", at) }, args...); err != nil {
 		return err
 	}
 	for _, part := range kubeParts {

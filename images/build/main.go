@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -27,6 +26,7 @@ import (
 	"time"
 
 	"github.com/flarekv/flare/images/archive"
+	"github.com/flarekv/flare/images/gobuild"
 )
 
 // program is one image's program.
@@ -150,22 +150,18 @@ func build(ctx context.Context, p program, out, registry, version string) (built
 // same wherever and from whichever commit they are built.
 func compile(ctx context.Context, p program, binary, version string) error {
 	ldflags := "-s -w -X main.version=" + version
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", binary}
-	env := append(os.Environ(), "CGO_ENABLED=0")
+	args := []string{"-trimpath", "-buildvcs=false", "-o", binary}
+	env := []string{"CGO_ENABLED=0"}
 	if p.cgo {
 		// RocksDB's static library leaves bzip2 to be named. The C library's resolver and
 		// user database need shared objects at run time, hence Go's own.
-		env = append(os.Environ(), "CGO_ENABLED=1", "CGO_LDFLAGS="+strings.TrimSpace(os.Getenv("CGO_LDFLAGS")+" -lbz2"))
+		env = []string{"CGO_ENABLED=1", "CGO_LDFLAGS=" + strings.TrimSpace(os.Getenv("CGO_LDFLAGS")+" -lbz2")}
 		args = append(args, "-tags", "netgo osusergo")
 		ldflags += ` -linkmode external -extldflags "-static"`
 	}
 	args = append(args, "-ldflags", ldflags, p.pkg)
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = env, os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("go build %s: %w", p.pkg, err)
-	}
-	return nil
+	say := func(at string) { fmt.Printf("%s: %s\n", p.name, at) }
+	return gobuild.Run(ctx, "", env, say, args...)
 }
 
 // passwd gives the image's user a name; no program needs it.
