@@ -41,7 +41,8 @@ helm "${helm_context[@]}" upgrade --install "$RELEASE" charts/flare -n "$NAMESPA
 
 step "waiting until every partition has its master and its replicas in sync"
 k() { kubectl "${kube[@]}" -n "$NAMESPACE" "$@"; }
-k wait "flarecluster/$RELEASE" --for=condition=Ready --timeout=180s >/dev/null || {
+{ k wait "flarecluster/$RELEASE" --for=condition=Ready --timeout=180s &&
+  k wait "flarecluster/$RELEASE" --for=condition=Degraded=False --timeout=180s; } >/dev/null || {
   k get flarecluster,pods -o wide
   k describe "flarecluster/$RELEASE" | tail -20
   exit 1
@@ -57,7 +58,7 @@ if [ -z "${CONTEXT:-}" ]; then
 Clients of memcached connect to $address:12121. Try next, in this order:
 
   eval "\$($BUILD/bin/lab env)"        # kubectl, helm and grpcurl for this cluster
-  printf 'set hello 0 0 5\r\nworld\r\nget hello\r\nquit\r\n' | nc $address 12121
+  exec 3<>/dev/tcp/$address/12121; printf 'set hello 0 0 5\r\nworld\r\nget hello\r\nquit\r\n' >&3; cat <&3
   grpcurl -plaintext $agent:13121 flare.agent.v1.AgentService/GetStatus
 
 make down removes everything again.
@@ -68,7 +69,7 @@ else
 Clients of memcached inside the cluster connect to $RELEASE.$NAMESPACE.svc:12121. Try next:
 
   kubectl ${kube[*]} -n $NAMESPACE port-forward service/$RELEASE 12121 &
-  printf 'set hello 0 0 5\r\nworld\r\nget hello\r\nquit\r\n' | nc localhost 12121
+  exec 3<>/dev/tcp/localhost/12121; printf 'set hello 0 0 5\r\nworld\r\nget hello\r\nquit\r\n' >&3; cat <&3
   kubectl ${kube[*]} -n $NAMESPACE get flarecluster
 
 make down CONTEXT=$CONTEXT removes the release and its namespace.

@@ -182,15 +182,14 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		StartedAt:        timestamppb.New(s.started),
 		NotServingReason: s.status.get(),
 		MapVersion:       s.maps.mapVersion(),
-		Partition:        topology.NoPartition,
 		Lsn:              lsnProto(pos.LSN),
-		DataPartition:    int32(pos.Partition),
+		DataPartition:    agentv1.OptionalPartition(pos.Partition),
 		History:          pos.History,
 		Connections:      uint32(s.connections()),
 	}
 	st.Serving = st.NotServingReason == ""
 	if t := s.maps.table(); t != nil && t.known {
-		st.Role, st.State, st.Partition = roles[t.own.Role], states[t.own.State], int32(t.own.Partition)
+		st.Role, st.State, st.Partition = roles[t.own.Role], states[t.own.State], agentv1.OptionalPartition(t.own.Partition)
 	}
 	if held.held {
 		for _, r := range s.source.Replicas() {

@@ -68,7 +68,7 @@ func TestWatchNode(t *testing.T) {
 		}
 	}
 	until("refused registration", func(s *agentv1.NodeStatus) bool {
-		return !s.GetServing() && s.GetNotServingReason() == "registration_refused" && s.GetPartition() == -1 && s.GetNode() == n.key()
+		return !s.GetServing() && s.GetNotServingReason() == "registration_refused" && s.Partition == nil && s.GetNode() == n.key()
 	})
 	x.mu.Lock()
 	x.refuse = false
@@ -79,7 +79,7 @@ func TestWatchNode(t *testing.T) {
 	x.master(n.key(), 0)
 	until("master", func(s *agentv1.NodeStatus) bool {
 		return s.GetRole() == agentv1.Role_ROLE_MASTER && s.GetState() == agentv1.State_STATE_ACTIVE &&
-			s.GetLsn().GetEpoch() == 1 && s.GetDataPartition() == 0 && s.GetHistory() != "" && s.GetMapVersion() > 0
+			s.GetLsn().GetEpoch() == 1 && agentv1.PartitionNumber(s.DataPartition) == 0 && s.GetHistory() != "" && s.GetMapVersion() > 0
 	})
 	slave := startNode(t, x)
 	x.slave(slave.key(), 0, 1)

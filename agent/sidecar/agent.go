@@ -202,7 +202,7 @@ func (a *Agent) logChange(before, next State, now Readiness) {
 		a.log.Warn("flared has ended", "instance", n.Status.GetInstance(), "ended", n.Restarts)
 	case n.Alive && (b.Status.GetServing() != n.Status.GetServing() || b.Status.GetRole() != n.Status.GetRole() || b.Status.GetState() != n.Status.GetState()):
 		a.log.Info("flared changed", "ready", now.Ready, "reason", now.Reason, "role", n.Status.GetRole(), "state", n.Status.GetState(),
-			"partition", n.Status.GetPartition(), "map_version", n.Status.GetMapVersion())
+			"partition", partition(n.Status), "map_version", n.Status.GetMapVersion())
 	}
 	b, n := before.Config, next.Config
 	attrs := []any{"hash", n.File.Hash, "generation", n.File.Generation, "applied_hash", n.Applied, "message", n.Message}

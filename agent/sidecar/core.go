@@ -412,7 +412,15 @@ func Urgent(from, to *agentv1.AgentStatus) bool {
 		a.GetServing() != b.GetServing() ||
 		a.GetRole() != b.GetRole() ||
 		a.GetState() != b.GetState() ||
-		a.GetPartition() != b.GetPartition() ||
+		partition(a) != partition(b) ||
 		from.GetConfig().GetRejected() != to.GetConfig().GetRejected() ||
 		from.GetConfig().GetAppliedHash() != to.GetConfig().GetAppliedHash()
+}
+
+// partition returns the number of a node's partition, -1 for none or no node.
+func partition(n *agentv1.NodeStatus) int {
+	if n == nil {
+		return -1
+	}
+	return agentv1.PartitionNumber(n.Partition)
 }

@@ -346,7 +346,7 @@ func TestUrgent(t *testing.T) {
 		{"not serving", func(s *agentv1.AgentStatus) { s.Flared.Serving = false }, true},
 		{"role", func(s *agentv1.AgentStatus) { s.Flared.Role = agentv1.Role_ROLE_MASTER }, true},
 		{"state", func(s *agentv1.AgentStatus) { s.Flared.State = agentv1.State_STATE_DOWN }, true},
-		{"partition", func(s *agentv1.AgentStatus) { s.Flared.Partition = 1 }, true},
+		{"partition", func(s *agentv1.AgentStatus) { s.Flared.Partition = new(uint32(1)) }, true},
 		{"rejected", func(s *agentv1.AgentStatus) { s.Config.Rejected = true }, true},
 		{"applied", func(s *agentv1.AgentStatus) { s.Config.AppliedHash = "x" }, true},
 	} {

@@ -58,7 +58,7 @@ func startFlared(t *testing.T, socket, instance string) *fakeFlared {
 	t.Helper()
 	f := &fakeFlared{socket: socket, changed: make(chan struct{}), running: options.Default(), server: grpc.NewServer(),
 		status: &agentv1.NodeStatus{Node: "flare-0.flare-nodes:12121", Instance: instance, Version: "9", Serving: true,
-			Role: agentv1.Role_ROLE_MASTER, State: agentv1.State_STATE_ACTIVE, DataPartition: -1, Lsn: &agentv1.Lsn{Epoch: 1, Index: 7},
+			Role: agentv1.Role_ROLE_MASTER, State: agentv1.State_STATE_ACTIVE, Partition: new(uint32(0)), Lsn: &agentv1.Lsn{Epoch: 1, Index: 7},
 			Replicas: []*agentv1.ReplicaStatus{{Node: "flare-1.flare-nodes:12121", Connected: true, InSync: true, LagBatches: 3}}}}
 	agentv1.RegisterNodeServiceServer(f.server, f)
 	os.Remove(socket)

@@ -104,7 +104,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(servingDesc, boolean(n.GetServing()))
 	gauge(roleDesc, 1, word(n.GetRole().String(), "ROLE_"))
 	gauge(stateDesc, 1, word(n.GetState().String(), "STATE_"))
-	gauge(partitionDesc, float64(n.GetPartition()))
+	gauge(partitionDesc, float64(agentv1.PartitionNumber(n.Partition)))
 	gauge(mapDesc, float64(n.GetMapVersion()))
 	gauge(epochDesc, float64(n.GetLsn().GetEpoch()))
 	gauge(indexDesc, float64(n.GetLsn().GetIndex()))

@@ -257,7 +257,7 @@ func TestTopology(t *testing.T) {
 		n.GetZone() != "z1" || n.GetLsn().GetEpoch() != 3 || n.GetLsn().GetIndex() != 9 || !n.GetAgentConnected() {
 		t.Errorf("node a: %v", n)
 	}
-	if n := nodes[2]; n.GetPartition() != -1 || n.GetState() != agentv1.State_STATE_DOWN || n.GetDownReason() != core.ReasonPodGone || n.GetLsn() != nil {
+	if n := nodes[2]; n.Partition != nil || n.GetState() != agentv1.State_STATE_DOWN || n.GetDownReason() != core.ReasonPodGone || n.GetLsn() != nil {
 		t.Errorf("node c: %v", n)
 	}
 
@@ -334,8 +334,8 @@ func report(node string) *controllerv1.AttachRequest {
 		Node: node, FlaredAlive: true, Zone: "z1",
 		Flared: &agentv1.NodeStatus{
 			Node: node, Instance: "abc", Serving: true, MapVersion: 7,
-			Role: agentv1.Role_ROLE_SLAVE, State: agentv1.State_STATE_ACTIVE, Partition: 1,
-			Lsn: &agentv1.Lsn{Epoch: 2, Index: 5}, DataPartition: 1, History: "h",
+			Role: agentv1.Role_ROLE_SLAVE, State: agentv1.State_STATE_ACTIVE, Partition: new(uint32(1)),
+			Lsn: &agentv1.Lsn{Epoch: 2, Index: 5}, DataPartition: new(uint32(1)), History: "h",
 		},
 		Config: &agentv1.ConfigStatus{Generation: 4, Hash: "x", AppliedHash: "x"},
 	}}

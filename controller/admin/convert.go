@@ -34,9 +34,9 @@ func reportOf(st *agentv1.AgentStatus) (core.AgentReport, error) {
 		r.MapVersion = f.GetMapVersion()
 		r.Role = roleOf(f.GetRole())
 		r.State = stateOf(f.GetState())
-		r.Partition = int(f.GetPartition())
+		r.Partition = agentv1.PartitionNumber(f.Partition)
 		r.LSN = topology.LSN{Epoch: f.GetLsn().GetEpoch(), Index: f.GetLsn().GetIndex()}
-		r.DataPartition = int(f.GetDataPartition())
+		r.DataPartition = agentv1.PartitionNumber(f.DataPartition)
 		r.History = f.GetHistory()
 	}
 	c := st.GetConfig()
@@ -118,7 +118,7 @@ func topologyProto(t runtime.Topology) *controllerv1.Topology {
 	}
 	for _, p := range t.Partitions {
 		out.Partitions = append(out.Partitions, &controllerv1.PartitionTopology{
-			Partition:         uint32(p.Number),
+			Partition:         agentv1.OptionalPartition(p.Number),
 			Epoch:             p.Epoch,
 			Master:            p.Master,
 			InSyncReplicas:    append([]string(nil), p.InSync...),
@@ -130,7 +130,7 @@ func topologyProto(t runtime.Topology) *controllerv1.Topology {
 			Node:           n.Node.Key(),
 			Role:           roleProto(n.Node.Role),
 			State:          stateProto(n.Node.State),
-			Partition:      int32(n.Node.Partition),
+			Partition:      agentv1.OptionalPartition(n.Node.Partition),
 			Balance:        uint32(max(n.Node.Balance, 0)),
 			Zone:           n.Zone,
 			AgentConnected: n.AgentConnected,

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/flarekv/flare/e2e/procs"
+	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
 )
 
 func main() {
@@ -69,12 +70,12 @@ func run(bin, dir string, partitions, replicas int) (err error) {
 		if local := c.NodeByAddr(n.Node); local != nil {
 			agent = local.AgentAddr
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", n.Node, n.Role.String()[len("ROLE_"):], n.Partition, n.Zone, agent)
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", n.Node, n.Role.String()[len("ROLE_"):], agentv1.PartitionNumber(n.Partition), n.Zone, agent)
 	}
 	w.Flush()
 	host, port, _ := net.SplitHostPort(c.Nodes[0].Addr)
 	fmt.Printf("\nindex protocol %s, controller gRPC %s, controller HTTP %s\n", c.IndexAddr, c.ControllerAddr, c.ControllerHTTP)
-	fmt.Printf("\ntry: printf 'set k 0 0 5\\r\\nhello\\r\\nget k\\r\\nquit\\r\\n' | nc %s %s\n", host, port)
+	fmt.Printf("\ntry: exec 3<>/dev/tcp/%s/%s; printf 'set k 0 0 5\\r\\nhello\\r\\nget k\\r\\nquit\\r\\n' >&3; cat <&3\n", host, port)
 	fmt.Printf("     edit %s and watch the agents apply it\n", c.Manifest)
 	fmt.Println("stop with Ctrl-C")
 	<-ctx.Done()

@@ -609,12 +609,12 @@ type NodeStatus struct {
 	Role Role `protobuf:"varint,8,opt,name=role,proto3,enum=flare.agent.v1.Role" json:"role,omitempty"`
 	// State in that map.
 	State State `protobuf:"varint,9,opt,name=state,proto3,enum=flare.agent.v1.State" json:"state,omitempty"`
-	// Partition, -1 for none.
-	Partition int32 `protobuf:"varint,10,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Partition in that map; absent for none.
+	Partition *uint32 `protobuf:"varint,10,opt,name=partition,proto3,oneof" json:"partition,omitempty"`
 	// Position of the local database.
 	Lsn *Lsn `protobuf:"bytes,11,opt,name=lsn,proto3" json:"lsn,omitempty"`
-	// Partition whose data the local database holds, -1 for none.
-	DataPartition int32 `protobuf:"varint,12,opt,name=data_partition,json=dataPartition,proto3" json:"data_partition,omitempty"`
+	// Partition whose data the local database holds; absent for none.
+	DataPartition *uint32 `protobuf:"varint,12,opt,name=data_partition,json=dataPartition,proto3,oneof" json:"data_partition,omitempty"`
 	// Identifier of the history the local database belongs to; empty when it has none.
 	History string `protobuf:"bytes,13,opt,name=history,proto3" json:"history,omitempty"`
 	// On a master: its replicas.
@@ -722,9 +722,9 @@ func (x *NodeStatus) GetState() State {
 	return State_STATE_UNSPECIFIED
 }
 
-func (x *NodeStatus) GetPartition() int32 {
-	if x != nil {
-		return x.Partition
+func (x *NodeStatus) GetPartition() uint32 {
+	if x != nil && x.Partition != nil {
+		return *x.Partition
 	}
 	return 0
 }
@@ -736,9 +736,9 @@ func (x *NodeStatus) GetLsn() *Lsn {
 	return nil
 }
 
-func (x *NodeStatus) GetDataPartition() int32 {
-	if x != nil {
-		return x.DataPartition
+func (x *NodeStatus) GetDataPartition() uint32 {
+	if x != nil && x.DataPartition != nil {
+		return *x.DataPartition
 	}
 	return 0
 }
@@ -913,7 +913,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\x04R\n" +
 	"checkpoint\x12\x16\n" +
-	"\x06failed\x18\x03 \x01(\x04R\x06failed\"\xaf\x05\n" +
+	"\x06failed\x18\x03 \x01(\x04R\x06failed\"\xda\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -926,16 +926,19 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\vmap_version\x18\a \x01(\x04R\n" +
 	"mapVersion\x12(\n" +
 	"\x04role\x18\b \x01(\x0e2\x14.flare.agent.v1.RoleR\x04role\x12+\n" +
-	"\x05state\x18\t \x01(\x0e2\x15.flare.agent.v1.StateR\x05state\x12\x1c\n" +
+	"\x05state\x18\t \x01(\x0e2\x15.flare.agent.v1.StateR\x05state\x12!\n" +
 	"\tpartition\x18\n" +
-	" \x01(\x05R\tpartition\x12%\n" +
-	"\x03lsn\x18\v \x01(\v2\x13.flare.agent.v1.LsnR\x03lsn\x12%\n" +
-	"\x0edata_partition\x18\f \x01(\x05R\rdataPartition\x12\x18\n" +
+	" \x01(\rH\x00R\tpartition\x88\x01\x01\x12%\n" +
+	"\x03lsn\x18\v \x01(\v2\x13.flare.agent.v1.LsnR\x03lsn\x12*\n" +
+	"\x0edata_partition\x18\f \x01(\rH\x01R\rdataPartition\x88\x01\x01\x12\x18\n" +
 	"\ahistory\x18\r \x01(\tR\ahistory\x129\n" +
 	"\breplicas\x18\x0e \x03(\v2\x1d.flare.agent.v1.ReplicaStatusR\breplicas\x122\n" +
 	"\bcatch_up\x18\x0f \x01(\v2\x17.flare.agent.v1.CatchUpR\acatchUp\x12E\n" +
 	"\x0fcatch_up_counts\x18\x10 \x01(\v2\x1d.flare.agent.v1.CatchUpCountsR\rcatchUpCounts\x12 \n" +
-	"\vconnections\x18\x11 \x01(\rR\vconnections\"\xd7\x01\n" +
+	"\vconnections\x18\x11 \x01(\rR\vconnectionsB\f\n" +
+	"\n" +
+	"_partitionB\x11\n" +
+	"\x0f_data_partition\"\xd7\x01\n" +
 	"\fOptionStatus\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
 	"\teffective\x18\x02 \x01(\tR\teffective\x12\x1e\n" +
@@ -1026,6 +1029,7 @@ func file_flare_agent_v1_types_proto_init() {
 	if File_flare_agent_v1_types_proto != nil {
 		return
 	}
+	file_flare_agent_v1_types_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

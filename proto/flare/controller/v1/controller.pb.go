@@ -366,8 +366,8 @@ func (x *Topology) GetNodes() []*NodeTopology {
 // PartitionTopology is one partition.
 type PartitionTopology struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number from 0.
-	Partition uint32 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Number from 0; always present.
+	Partition *uint32 `protobuf:"varint,1,opt,name=partition,proto3,oneof" json:"partition,omitempty"`
 	// Epoch of its master.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// host:port of its master; empty when it has none that is up.
@@ -411,8 +411,8 @@ func (*PartitionTopology) Descriptor() ([]byte, []int) {
 }
 
 func (x *PartitionTopology) GetPartition() uint32 {
-	if x != nil {
-		return x.Partition
+	if x != nil && x.Partition != nil {
+		return *x.Partition
 	}
 	return 0
 }
@@ -454,8 +454,8 @@ type NodeTopology struct {
 	Role v1.Role `protobuf:"varint,2,opt,name=role,proto3,enum=flare.agent.v1.Role" json:"role,omitempty"`
 	// State in the node map.
 	State v1.State `protobuf:"varint,3,opt,name=state,proto3,enum=flare.agent.v1.State" json:"state,omitempty"`
-	// Partition, -1 for none.
-	Partition int32 `protobuf:"varint,4,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Partition; absent for none.
+	Partition *uint32 `protobuf:"varint,4,opt,name=partition,proto3,oneof" json:"partition,omitempty"`
 	// Weight for reads.
 	Balance uint32 `protobuf:"varint,5,opt,name=balance,proto3" json:"balance,omitempty"`
 	// Zone; empty when not known.
@@ -521,9 +521,9 @@ func (x *NodeTopology) GetState() v1.State {
 	return v1.State(0)
 }
 
-func (x *NodeTopology) GetPartition() int32 {
-	if x != nil {
-		return x.Partition
+func (x *NodeTopology) GetPartition() uint32 {
+	if x != nil && x.Partition != nil {
+		return *x.Partition
 	}
 	return 0
 }
@@ -587,24 +587,28 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"partitions\x18\x04 \x03(\v2&.flare.controller.v1.PartitionTopologyR\n" +
 	"partitions\x127\n" +
-	"\x05nodes\x18\x05 \x03(\v2!.flare.controller.v1.NodeTopologyR\x05nodes\"\xb8\x01\n" +
-	"\x11PartitionTopology\x12\x1c\n" +
-	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
+	"\x05nodes\x18\x05 \x03(\v2!.flare.controller.v1.NodeTopologyR\x05nodes\"\xcb\x01\n" +
+	"\x11PartitionTopology\x12!\n" +
+	"\tpartition\x18\x01 \x01(\rH\x00R\tpartition\x88\x01\x01\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06master\x18\x03 \x01(\tR\x06master\x12(\n" +
 	"\x10in_sync_replicas\x18\x04 \x03(\tR\x0einSyncReplicas\x12-\n" +
-	"\x12preparing_replicas\x18\x05 \x03(\tR\x11preparingReplicas\"\xb6\x02\n" +
+	"\x12preparing_replicas\x18\x05 \x03(\tR\x11preparingReplicasB\f\n" +
+	"\n" +
+	"_partition\"\xc9\x02\n" +
 	"\fNodeTopology\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12(\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x14.flare.agent.v1.RoleR\x04role\x12+\n" +
-	"\x05state\x18\x03 \x01(\x0e2\x15.flare.agent.v1.StateR\x05state\x12\x1c\n" +
-	"\tpartition\x18\x04 \x01(\x05R\tpartition\x12\x18\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x15.flare.agent.v1.StateR\x05state\x12!\n" +
+	"\tpartition\x18\x04 \x01(\rH\x00R\tpartition\x88\x01\x01\x12\x18\n" +
 	"\abalance\x18\x05 \x01(\rR\abalance\x12\x12\n" +
 	"\x04zone\x18\x06 \x01(\tR\x04zone\x12%\n" +
 	"\x03lsn\x18\a \x01(\v2\x13.flare.agent.v1.LsnR\x03lsn\x12'\n" +
 	"\x0fagent_connected\x18\b \x01(\bR\x0eagentConnected\x12\x1f\n" +
 	"\vdown_reason\x18\t \x01(\tR\n" +
-	"downReason2i\n" +
+	"downReasonB\f\n" +
+	"\n" +
+	"_partition2i\n" +
 	"\x10AgentLinkService\x12U\n" +
 	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\xdf\x01\n" +
 	"\x11ControllerService\x12`\n" +
@@ -666,6 +670,8 @@ func file_flare_controller_v1_controller_proto_init() {
 	if File_flare_controller_v1_controller_proto != nil {
 		return
 	}
+	file_flare_controller_v1_controller_proto_msgTypes[7].OneofWrappers = []any{}
+	file_flare_controller_v1_controller_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
