@@ -32,6 +32,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
 	"github.com/flarekv/flare/proto/topology"
@@ -225,6 +226,7 @@ func (a *Agent) current() (*agentv1.AgentStatus, <-chan struct{}) {
 	st, changed, started := a.status, a.changed, a.state.Started
 	a.mu.Unlock()
 	st = proto.CloneOf(st)
+	st.AgentStartedAt = timestamppb.New(started)
 	st.AgentUptime = durationpb.New(time.Since(started).Truncate(time.Millisecond))
 	return st, changed
 }

@@ -21,6 +21,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/flarekv/flare/controller/core"
 	"github.com/flarekv/flare/controller/runtime"
@@ -387,6 +388,46 @@ func TestAttach(t *testing.T) {
 	if got := cluster.next(t); got != core.Input(core.AgentLost{Key: "b:12121"}) {
 		t.Errorf("observed %+v, want one AgentLost: of the link that counted", got)
 	}
+
+	// Two agents speak for one node: the later one counts, though the earlier one
+	// does not give up.
+	at := func(seconds int64) *controllerv1.AttachRequest {
+		r := report("d:12121")
+		r.Status.AgentStartedAt = &timestamppb.Timestamp{Seconds: seconds}
+		return r
+	}
+	earlier, later := attach(t, f), attach(t, f)
+	for _, l := range []struct {
+		link  controllerv1.AgentLinkService_AttachClient
+		start int64
+	}{{earlier, 100}, {later, 200}} {
+		if err := l.link.Send(at(l.start)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.link.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		cluster.next(t)
+	}
+	_, err = earlier.Recv()
+	wantRefusal(t, err, codes.Aborted, ReasonLinkReplaced)
+	again := attach(t, f)
+	if err := again.Send(at(100)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = again.Recv()
+	wantRefusal(t, err, codes.Aborted, ReasonLinkReplaced)
+	if err := later.Send(at(200)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := later.Recv(); err != nil {
+		t.Fatalf("the later agent's link: %v", err)
+	}
+	cluster.next(t)
+	if err := later.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	cluster.next(t)
 
 	third := attach(t, f)
 	if err := third.Send(report("c:12121")); err != nil {

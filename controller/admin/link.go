@@ -16,7 +16,9 @@ import (
 
 // links knows the one link that speaks for each node. An agent that lost its
 // connection comes back with a new link before the old one is seen to be dead:
-// the newer one counts, and the end of the older one is no news.
+// the newer one counts, and the end of the older one is no news. But of two
+// agents the one that started later counts, whoever connects last: a pod that
+// is deleted without grace lives on for a while beside its successor.
 type links struct {
 	mu sync.Mutex
 	by map[string]*link
@@ -25,14 +27,20 @@ type links struct {
 // link is one Attach call. replaced is closed when a newer one speaks for its node.
 type link struct {
 	node     string
+	started  time.Time // of its agent; zero when it does not say
 	replaced chan struct{}
 }
 
-func (ls *links) attach(node string) *link {
+// attach makes a new link speak for a node. It returns nil when one of a later
+// agent does.
+func (ls *links) attach(node string, started time.Time) *link {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	l := &link{node: node, replaced: make(chan struct{})}
+	l := &link{node: node, started: started, replaced: make(chan struct{})}
 	if old := ls.by[node]; old != nil {
+		if old.started.After(started) {
+			return nil
+		}
 		close(old.replaced)
 	}
 	if ls.by == nil {
@@ -137,7 +145,13 @@ func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.A
 		node := report.Key
 		switch {
 		case self == nil:
-			self = s.links.attach(node)
+			var started time.Time
+			if at := r.req.GetStatus().GetAgentStartedAt(); at != nil {
+				started = at.AsTime()
+			}
+			if self = s.links.attach(node, started); self == nil {
+				return refusal(codes.Aborted, ReasonLinkReplaced, "an agent that started later speaks for %s", node)
+			}
 			replaced = self.replaced
 			s.log.Info("agent link up", "node", node)
 		case self.node != node:

@@ -89,7 +89,7 @@ func (w *work) findBack() []string {
 		o := w.s.seen(n.Key())
 		switch {
 		case n.up() || o == nil || !o.PingOK || w.dead(n) != "":
-		case n.Gone && (n.DownReason == ReasonShutdown || !w.confirmed(n)) && w.s.Now < o.OKSince+goneWait:
+		case n.Gone && (toldToEnd(n) || !w.confirmed(n)) && w.s.Now < o.OKSince+goneWait:
 			// Its process should end, or another one should register.
 		case n.Instance != "" && !n.Extended && w.s.Now < o.AddedAt+helloWait:
 			// It registered and has not yet said what it holds.
@@ -99,6 +99,12 @@ func (w *work) findBack() []string {
 		}
 	}
 	return back
+}
+
+// toldToEnd reports whether a node went down because its process was told to end,
+// or said that it would: what it still answers is its good-bye.
+func toldToEnd(n Node) bool {
+	return n.DownReason == ReasonShutdown || n.DownReason == ReasonPodTerminating
 }
 
 // lostData reports whether a dead master that returns has lost its partition's

@@ -97,15 +97,7 @@ func serve(opts options.Options, settings *node.Settings, level *slog.LevelVar, 
 		return fmt.Errorf("listen: %w", err)
 	}
 	defer listener.Close()
-	db, err := storage.Open(storage.Options{
-		Dir:           opts.DataDir,
-		SyncWrites:    opts.RocksDB.SyncWrites,
-		WALTTL:        time.Duration(opts.RocksDB.WALTTLSeconds) * time.Second,
-		WALSizeLimit:  opts.RocksDB.WALSizeLimitMB << 20,
-		MaxBatchBytes: int(opts.RocksDB.WALMaxBatchBytes),
-		BlockCache:    opts.BlockCacheSizeMB << 20,
-		Logger:        logger,
-	})
+	db, err := openDatabase(opts, signals, logger)
 	if err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
@@ -153,4 +145,48 @@ func serve(opts options.Options, settings *node.Settings, level *slog.LevelVar, 
 		}
 	})
 	return server.Run(ctx)
+}
+
+const (
+	// lockPatience is how long a data directory may stay in use by another process:
+	// a pod that was deleted without grace is still saying good-bye when its
+	// successor starts on the same volume.
+	lockPatience = time.Minute
+	// lockRetry is how often it is tried, lockLog how often that is told.
+	lockRetry = 100 * time.Millisecond
+	lockLog   = 5 * time.Second
+)
+
+// openDatabase opens the data directory, waiting for another process that is
+// about to let go of it.
+func openDatabase(opts options.Options, signals <-chan os.Signal, logger *slog.Logger) (*storage.DB, error) {
+	retry := time.NewTicker(lockRetry)
+	defer retry.Stop()
+	began := time.Now()
+	var told time.Time
+	for {
+		db, err := storage.Open(storage.Options{
+			Dir:           opts.DataDir,
+			SyncWrites:    opts.RocksDB.SyncWrites,
+			WALTTL:        time.Duration(opts.RocksDB.WALTTLSeconds) * time.Second,
+			WALSizeLimit:  opts.RocksDB.WALSizeLimitMB << 20,
+			MaxBatchBytes: int(opts.RocksDB.WALMaxBatchBytes),
+			BlockCache:    opts.BlockCacheSizeMB << 20,
+			Logger:        logger,
+		})
+		if !errors.Is(err, storage.ErrLocked) || time.Since(began) > lockPatience {
+			return db, err
+		}
+		if time.Since(told) > lockLog {
+			told = time.Now()
+			logger.Warn("waiting for another process to let go of the data directory", "data_dir", opts.DataDir, "error", err)
+		}
+		select {
+		case <-retry.C:
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				return nil, fmt.Errorf("%w, and %v came while waiting for it", err, s)
+			}
+		}
+	}
 }

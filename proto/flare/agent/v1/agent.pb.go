@@ -210,8 +210,11 @@ type AgentStatus struct {
 	Zone string `protobuf:"bytes,8,opt,name=zone,proto3" json:"zone,omitempty"`
 	// Whether the agent's link to the leading controller is up.
 	ControllerConnected bool `protobuf:"varint,9,opt,name=controller_connected,json=controllerConnected,proto3" json:"controller_connected,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// When the agent started. Of two agents that speak for one node, as the one of
+	// a deleted pod and its successor's may for a while, the later counts.
+	AgentStartedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=agent_started_at,json=agentStartedAt,proto3" json:"agent_started_at,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AgentStatus) Reset() {
@@ -305,6 +308,13 @@ func (x *AgentStatus) GetControllerConnected() bool {
 		return x.ControllerConnected
 	}
 	return false
+}
+
+func (x *AgentStatus) GetAgentStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AgentStartedAt
+	}
+	return nil
 }
 
 // ConfigStatus tells how far the configuration directory has been applied.
@@ -417,7 +427,7 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"\x14\n" +
 	"\x12WatchStatusRequest\"J\n" +
 	"\x13WatchStatusResponse\x123\n" +
-	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"\x81\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"\xc7\x03\n" +
 	"\vAgentStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
 	"\fflared_alive\x18\x02 \x01(\bR\vflaredAlive\x122\n" +
@@ -427,7 +437,9 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"\fagent_uptime\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vagentUptime\x12'\n" +
 	"\x0fflared_restarts\x18\a \x01(\rR\x0eflaredRestarts\x12\x12\n" +
 	"\x04zone\x18\b \x01(\tR\x04zone\x121\n" +
-	"\x14controller_connected\x18\t \x01(\bR\x13controllerConnected\"\x8e\x02\n" +
+	"\x14controller_connected\x18\t \x01(\bR\x13controllerConnected\x12D\n" +
+	"\x10agent_started_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x0eagentStartedAt\"\x8e\x02\n" +
 	"\fConfigStatus\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
@@ -469,22 +481,23 @@ var file_flare_agent_v1_agent_proto_goTypes = []any{
 	(*OptionStatus)(nil),          // 9: flare.agent.v1.OptionStatus
 }
 var file_flare_agent_v1_agent_proto_depIdxs = []int32{
-	4, // 0: flare.agent.v1.GetStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
-	4, // 1: flare.agent.v1.WatchStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
-	6, // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
-	5, // 3: flare.agent.v1.AgentStatus.config:type_name -> flare.agent.v1.ConfigStatus
-	7, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
-	8, // 5: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
-	9, // 6: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
-	0, // 7: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
-	2, // 8: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
-	1, // 9: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
-	3, // 10: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
-	9, // [9:11] is the sub-list for method output_type
-	7, // [7:9] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	4,  // 0: flare.agent.v1.GetStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
+	4,  // 1: flare.agent.v1.WatchStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
+	6,  // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
+	5,  // 3: flare.agent.v1.AgentStatus.config:type_name -> flare.agent.v1.ConfigStatus
+	7,  // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
+	8,  // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
+	8,  // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
+	9,  // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
+	0,  // 8: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
+	2,  // 9: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
+	1,  // 10: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
+	3,  // 11: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
+	10, // [10:12] is the sub-list for method output_type
+	8,  // [8:10] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_agent_proto_init() }
