@@ -57,7 +57,7 @@ if [ -z "${CONTEXT:-}" ]; then
 
 Clients of memcached connect to $address:12121. Try next, in this order:
 
-  eval "\$($BUILD/bin/lab env)"        # kubectl, helm and grpcurl for this cluster
+  eval "\$(${BUILD#"$PWD"/}/bin/lab env)"        # kubectl, helm and grpcurl for this cluster
   exec 3<>/dev/tcp/$address/12121; printf 'set hello 0 0 5\r\nworld\r\nget hello\r\nquit\r\n' >&3; cat <&3
   grpcurl -plaintext $agent:13121 flare.agent.v1.AgentService/GetStatus
 
