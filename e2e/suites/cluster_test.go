@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,9 @@ const (
 type cluster struct {
 	t    *testing.T
 	root string
+	// foreign are the cluster-wide objects that were there before: of another
+	// release of flare, which must not be touched.
+	foreign []string
 }
 
 // install installs the chart afresh and waits until the FlareCluster is Ready.
@@ -47,6 +51,7 @@ func install(t *testing.T, args ...string) *cluster {
 	}
 	c := &cluster{t: t, root: root}
 	c.uninstall()
+	c.foreign = c.clusterWide()
 	start := time.Now()
 	c.helm(append([]string{"install", release, c.chart(), "--create-namespace", "--wait", "--timeout", "3m",
 		"-f", filepath.Join(root, "build/images/values.yaml")}, args...)...)
@@ -73,6 +78,13 @@ func (c *cluster) uninstall() {
 	if _, err := c.try("kubectl", "get", "namespace", namespace); err == nil {
 		c.run("kubectl", "delete", "namespace", namespace, "--wait", "--timeout=120s")
 	}
+}
+
+// clusterWide lists the cluster-wide objects of flare.
+func (c *cluster) clusterWide() []string {
+	c.t.Helper()
+	all := strings.Fields(c.run("kubectl", "get", "crd,clusterrole,clusterrolebinding", "-o", "name"))
+	return slices.DeleteFunc(all, func(o string) bool { return !strings.Contains(o, "flare") })
 }
 
 // diagnose logs what somebody would ask for first.

@@ -463,9 +463,8 @@ func (c *cluster) testUninstall(t *testing.T) {
 		left = slices.DeleteFunc(left, func(o string) bool {
 			return slices.Contains(own, o) || strings.HasPrefix(o, "persistentvolumeclaim/data-flare-")
 		})
-		all := strings.Fields(c.run("kubectl", "get", "crd,clusterrole,clusterrolebinding", "-o", "name"))
-		for _, o := range all {
-			if strings.Contains(o, "flare") {
+		for _, o := range c.clusterWide() {
+			if !slices.Contains(c.foreign, o) {
 				left = append(left, o)
 			}
 		}
