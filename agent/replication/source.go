@@ -40,9 +40,8 @@ type SourceConfig struct {
 	// Behind asks the index to take a replica for out of sync.
 	Behind func(ctx context.Context, replica string, epoch, session uint64) error
 
-	CopyBandwidth   func() int64         // bytes per second for checkpoints, 0 for no limit; may be nil
-	StreamBandwidth func() int64         // bytes per second for batches, 0 for no limit; may be nil
-	StreamInterval  func() time.Duration // least time between two sends to a replica, 0 for none; may be nil
+	CopyBandwidth   func() int64 // bytes per second for checkpoints, 0 for no limit; may be nil
+	StreamBandwidth func() int64 // bytes per second for batches, 0 for no limit; may be nil
 
 	// Interval is how often each side tells the other its position when there is
 	// nothing else to tell; never more than a quarter of the timeout, so that a lost
@@ -606,7 +605,7 @@ func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
 	defer ticker.Stop()
 	for {
 		moved := tail.Moved()
-		any, more, err := c.batches(tail)
+		more, err := c.batches(tail)
 		if err != nil {
 			return err
 		}
@@ -624,11 +623,6 @@ func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
 		}
 		if !acked.IsZero() && c.s.log.Position().LSN.Index-acked.Index <= joinLag {
 			release()
-		}
-		if any && c.s.cfg.StreamInterval != nil {
-			if err := c.pause(c.s.cfg.StreamInterval()); err != nil {
-				return err
-			}
 		}
 		if more {
 			continue
@@ -650,28 +644,27 @@ func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
 	}
 }
 
-// batches sends the batches there are, up to a bound. It tells whether there were
-// any and whether there may be more.
-func (c *sender) batches(tail history.Tail) (any, more bool, err error) {
+// batches sends the batches there are, up to a bound. It tells whether there may
+// be more.
+func (c *sender) batches(tail history.Tail) (more bool, err error) {
 	for range sendBatches {
 		b, ok, err := tail.TryNext()
 		if err != nil || !ok {
-			return any, false, err
+			return false, err
 		}
-		any = true
 		if err := c.send(frameBatch, b.Data); err != nil {
-			return any, false, err
+			return false, err
 		}
 		if err := c.limited(c.s.cfg.StreamBandwidth, len(b.Data)); err != nil {
-			return any, false, err
+			return false, err
 		}
 	}
 	// A follower that catches up has to learn how far it must go.
 	if now := time.Now(); now.Sub(c.beat) >= c.interval() {
 		c.beat = now
-		return any, true, c.heartbeat()
+		return true, c.heartbeat()
 	}
-	return any, true, nil
+	return true, nil
 }
 
 // limited waits as long as the bandwidth demands after n bytes.

@@ -14,24 +14,7 @@ import (
 
 	v1 "github.com/flarekv/flare/controller/api/v1"
 	"github.com/flarekv/flare/controller/core"
-	"github.com/flarekv/flare/proto/topology"
 )
-
-// specOf translates what is asked for.
-func specOf(fc *v1.FlareCluster) core.Spec {
-	s := *fc.Spec.DeepCopy()
-	s.Default()
-	m := topology.DefaultMeta()
-	m.PartitionSize = int(s.PartitionSize)
-	return core.Spec{
-		Known:      true,
-		Generation: fc.Generation,
-		Partitions: int(s.Partitions),
-		Replicas:   int(s.Replicas),
-		Meta:       m,
-		Config:     v1.RenderConfig(s),
-	}
-}
 
 // membersOf lists the nodes that the StatefulSet stands for, and those of its
 // pods that are beyond its scale but still there. Without a StatefulSet nothing

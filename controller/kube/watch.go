@@ -20,6 +20,7 @@ import (
 
 	v1 "github.com/flarekv/flare/controller/api/v1"
 	"github.com/flarekv/flare/controller/core"
+	"github.com/flarekv/flare/controller/runtime"
 )
 
 // GetCluster reads the FlareCluster.
@@ -137,7 +138,7 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 		if err != nil {
 			return err
 		}
-		if next := specOf(fc); full || next != spec {
+		if next := runtime.SpecOf(fc.Spec, fc.Generation); full || next != spec {
 			spec = next
 			observe(core.SpecChanged{Spec: spec})
 		}

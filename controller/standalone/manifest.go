@@ -7,8 +7,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	v1 "github.com/flarekv/flare/controller/api/v1"
-	"github.com/flarekv/flare/controller/core"
-	"github.com/flarekv/flare/proto/topology"
 )
 
 // maxManifest bounds the file: a FlareCluster has a few lines.
@@ -80,18 +78,4 @@ func validate(s *v1.FlareClusterSpec) error {
 		return fmt.Errorf("spec.replication.mode is %q: want %q or %q", m, v1.ReplicationSync, v1.ReplicationAsync)
 	}
 	return nil
-}
-
-// specOf returns what a manifest asks for in the core's terms.
-func specOf(c *v1.FlareCluster, generation int64) core.Spec {
-	meta := topology.DefaultMeta()
-	meta.PartitionSize = int(c.Spec.PartitionSize)
-	return core.Spec{
-		Known:      true,
-		Generation: generation,
-		Partitions: int(c.Spec.Partitions),
-		Replicas:   int(c.Spec.Replicas),
-		Meta:       meta,
-		Config:     v1.RenderConfig(c.Spec),
-	}
 }

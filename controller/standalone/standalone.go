@@ -146,7 +146,7 @@ func (b *Backend) reload() (core.Spec, error) {
 		b.current = next
 		b.log.Info("cluster manifest read", "file", b.cfg.Manifest, "generation", next.Generation)
 	}
-	return specOf(c, b.current.Generation), nil
+	return runtime.SpecOf(c.Spec, b.current.Generation), nil
 }
 
 // Load reads the durable state.

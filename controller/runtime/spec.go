@@ -1,0 +1,24 @@
+package runtime
+
+import (
+	v1 "github.com/flarekv/flare/controller/api/v1"
+	"github.com/flarekv/flare/controller/core"
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// SpecOf translates what a FlareCluster asks for into what the core works to,
+// the same for every Backend. Absent fields take their defaults.
+func SpecOf(spec v1.FlareClusterSpec, generation int64) core.Spec {
+	s := *spec.DeepCopy()
+	s.Default()
+	meta := topology.DefaultMeta()
+	meta.PartitionSize = int(s.PartitionSize)
+	return core.Spec{
+		Known:      true,
+		Generation: generation,
+		Partitions: int(s.Partitions),
+		Replicas:   int(s.Replicas),
+		Meta:       meta,
+		Config:     v1.RenderConfig(s),
+	}
+}
