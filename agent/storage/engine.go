@@ -169,14 +169,21 @@ func (e *engine) multiGet(keys [][]byte, fn func(i int, value []byte) error) err
 // each calls fn for every pair of a column family whose key begins with
 // prefix, in key order. Key and value are valid during the call.
 func (e *engine) each(cf int, prefix string, fn func(key, value []byte) error) error {
+	return e.walk(cf, []byte(prefix), []byte(prefix), func(key, value []byte) (bool, error) {
+		return true, fn(key, value)
+	})
+}
+
+// walk is each from a key on, until fn returns false.
+func (e *engine) walk(cf int, from, prefix []byte, fn func(key, value []byte) (bool, error)) error {
 	it := e.db.NewIteratorCF(e.scan, e.cfs[cf])
 	defer it.Close()
-	for it.Seek([]byte(prefix)); it.ValidForPrefix([]byte(prefix)); it.Next() {
+	for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
 		k, v := it.Key(), it.Value()
-		err := fn(k.Data(), v.Data())
+		more, err := fn(k.Data(), v.Data())
 		k.Free()
 		v.Free()
-		if err != nil {
+		if err != nil || !more {
 			return err
 		}
 	}
