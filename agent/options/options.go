@@ -44,6 +44,27 @@ type Options struct {
 	ReconstructionBwlimit int   // KiB/s, 0 for no limit
 	BlockCacheSizeMB      int64 // MiB
 	RocksDB               RocksDB
+	ClusterReplication    ClusterReplication
+}
+
+// ReplicationMode is what cluster replication does with requests.
+type ReplicationMode string
+
+const (
+	// Duplicate: the destination gets every write as well.
+	Duplicate ReplicationMode = "duplicate"
+	// Forward: the destination gets every request instead.
+	Forward ReplicationMode = "forward"
+)
+
+// ClusterReplication are the options of the replication to another cluster.
+type ClusterReplication struct {
+	Enabled      bool
+	ServerName   string // of any node of the other cluster
+	ServerPort   int
+	Mode         ReplicationMode
+	Concurrency  int   // connections
+	SpoolLimitMB int64 // MiB
 }
 
 // RocksDB are the options of the log and of how it is kept and copied.
@@ -73,6 +94,12 @@ func Default() Options {
 			ResyncFailureThreshold: 3,
 			WALMaxBatchBytes:       1 << 20,
 			WALSyncInterval:        500 * time.Millisecond,
+		},
+		ClusterReplication: ClusterReplication{
+			ServerPort:   12121,
+			Mode:         Duplicate,
+			Concurrency:  2,
+			SpoolLimitMB: 1024,
 		},
 	}
 }

@@ -31,6 +31,13 @@ func TestDefaults(t *testing.T) {
 		"rocksdb-wal-max-batch-bytes":      "1048576",
 		"rocksdb-wal-sync-bwlimit":         "0",
 		"rocksdb-wal-sync-interval":        "500",
+
+		"cluster-replication":                "false",
+		"cluster-replication-server-name":    "",
+		"cluster-replication-server-port":    "12121",
+		"cluster-replication-mode":           "duplicate",
+		"cluster-replication-concurrency":    "2",
+		"cluster-replication-spool-limit-mb": "1024",
 	}
 	for _, s := range Specs() {
 		w, ok := want[s.Key]

@@ -91,6 +91,19 @@ var table = []spec{
 		func(o *Options) *int { return &o.RocksDB.WALSyncBwlimit }, 1),
 	number("rocksdb-wal-sync-interval", "milliseconds", 10, 60000, live, "time between the positions that master and replica tell each other while nothing is written",
 		func(o *Options) *time.Duration { return &o.RocksDB.WALSyncInterval }, time.Millisecond),
+
+	boolean("cluster-replication", live, "whether another flare cluster takes part: see cluster-replication-mode",
+		func(o *Options) *bool { return &o.ClusterReplication.Enabled }),
+	text("cluster-replication-server-name", live, "host of a node of the other cluster; it forwards to the others there",
+		checkHost, func(o *Options) *string { return &o.ClusterReplication.ServerName }),
+	number("cluster-replication-server-port", "", 1, 65535, live, "port of that node",
+		func(o *Options) *int { return &o.ClusterReplication.ServerPort }, 1),
+	words("cluster-replication-mode", live, "duplicate: masters send it their records and then every write; forward: it answers every request of clients instead of this cluster",
+		[]ReplicationMode{Duplicate, Forward}, func(o *Options) *ReplicationMode { return &o.ClusterReplication.Mode }),
+	number("cluster-replication-concurrency", "connections", 1, 64, live, "connections to that node; writes of a key share one",
+		func(o *Options) *int { return &o.ClusterReplication.Concurrency }, 1),
+	number("cluster-replication-spool-limit-mb", "MiB", 1, 1<<24, live, "log that is kept while that node cannot be reached; beyond it the log is given up and all records are sent anew",
+		func(o *Options) *int64 { return &o.ClusterReplication.SpoolLimitMB }, 1),
 }
 
 func init() {
