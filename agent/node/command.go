@@ -12,6 +12,7 @@ import (
 var commands = text.Commands(
 	text.CmdGet, text.CmdGets, text.CmdSet, text.CmdAdd, text.CmdReplace, text.CmdAppend, text.CmdPrepend,
 	text.CmdCas, text.CmdIncr, text.CmdDecr, text.CmdDelete, text.CmdTouch, text.CmdGat, text.CmdFlushAll,
+	text.CmdKeys, text.CmdDump, text.CmdDumpKey, text.CmdShow, text.CmdKill,
 	text.CmdPing, text.CmdVersion, text.CmdVerbosity, text.CmdStats, text.CmdQuit, text.CmdNodeSync, text.CmdReplicate,
 )
 
@@ -26,6 +27,18 @@ func (s *Server) command(c *conn, req *text.Request) bool {
 		c.reply(text.ReplyOK)
 	case text.CmdStats:
 		s.stats(c, req)
+	case text.CmdShow:
+		c.out = s.appendVariables(c.out)
+	case text.CmdKeys:
+		c.keys(req)
+	case text.CmdDump, text.CmdDumpKey:
+		return c.dump(req)
+	case text.CmdKill:
+		if s.tasks.kill(req.ThreadID) {
+			c.out = append(c.out, text.ReplyOK...)
+		} else {
+			c.out = append(c.out, text.ReplyThreadNotFound...)
+		}
 	case text.CmdFlushAll:
 		s.flushAll(c)
 	case text.CmdNodeSync:
@@ -63,6 +76,14 @@ func (s *Server) stats(c *conn, req *text.Request) {
 		}
 	case "nodes":
 		c.out = s.appendNodeStats(c.out)
+	case "threads":
+		part := ""
+		if len(req.Args) > 1 {
+			part = string(req.Args[1])
+		}
+		c.out = s.appendThreads(c.out, part)
+	case "settings":
+		c.out = s.appendSettings(c.out)
 	case "items", "slabs", "sizes":
 		c.out = append(c.out, text.ReplyEnd...)
 	default:

@@ -48,6 +48,9 @@ type conn struct {
 	reserved  bool   // beyond the limit for clients: other nodes and the index only
 	lastFlush error
 
+	op        atomic.Uint32          // text.Command that is executed, for stats threads
+	replica   atomic.Pointer[string] // node key, once the connection is a stream to a replica
+	killed    atomic.Bool
 	draining  atomic.Bool
 	streaming atomic.Bool // handed over to replication
 }
@@ -86,6 +89,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	if err := c.flush(); err != nil {
 		return 0, err
 	}
+	c.op.Store(uint32(text.CmdNone))
 	deadline := time.Now().Add(c.s.live.Load().NetReadTimeout)
 	c.nc.SetReadDeadline(deadline)
 	if c.draining.Load() {
@@ -154,6 +158,7 @@ func (s *Server) privileged(req *text.Request) bool {
 // dispatch executes one request; false ends the connection.
 func (c *conn) dispatch() bool {
 	req := &c.req
+	c.op.Store(uint32(req.Command))
 	switch cmd := req.Command; {
 	case cmd == text.CmdGet || cmd == text.CmdGets:
 		c.get()
@@ -332,6 +337,9 @@ func (c *conn) flush() error {
 		return nil
 	}
 	c.nc.SetWriteDeadline(time.Now().Add(min(c.s.live.Load().NetReadTimeout, maxWriteTime)))
+	if c.killed.Load() {
+		c.nc.SetWriteDeadline(time.Now().Add(killGrace))
+	}
 	n, err := c.nc.Write(c.out)
 	c.s.counters.traffic.written.Add(uint64(n))
 	c.out = c.out[:0]

@@ -43,6 +43,7 @@ const (
 	shapeLine   replyShape = iota // one line
 	shapeValues                   // VALUE block if found, then END
 	shapeGat                      // VALUE block without END, or one line
+	shapeKeys                     // KEY lines, then END; or one line
 )
 
 // A linkKind separates requests that must not stand behind each other: reads
@@ -50,10 +51,12 @@ const (
 // further does not wait for one at an earlier hop. Answers come in the order of
 // the requests, so a request waits for those before it on its connection; as
 // whatever it waits for at the next node is of a later hop, no circle of
-// requests can ever wait for itself.
+// requests can ever wait for itself. A list of keys may take long to be found, and
+// nothing waits for it but another one.
 type linkKind struct {
 	hop  int // nodes that the request has gone through
 	read bool
+	keys bool
 }
 
 // A call is one request to another node. The goroutine that submits it owns it
@@ -63,12 +66,14 @@ type call struct {
 	hop      int    // nodes that it has gone through, this one included
 	shape    replyShape
 	deadline time.Time
+	since    time.Time // when it was queued
 
 	done   chan struct{}
 	err    error          // errNotSent, errInFlight or nil
 	line   []byte         // the answer, unless found
 	found  bool           // the answer is record
 	record storage.Record // owned by the call
+	keys   [][]byte       // with shapeKeys
 }
 
 // peers holds the connections to other nodes.
@@ -76,18 +81,23 @@ type peers struct {
 	logger  *slog.Logger
 	dialer  net.Dialer
 	traffic *traffic
+	tasks   *registry
+	// threadType returns the number that the index gave to a node.
+	threadType func(node string) int
 
 	mu     sync.Mutex
 	closed bool
 	byNode map[string]map[linkKind]*[peerLinks]*link
 }
 
-func newPeers(traffic *traffic, logger *slog.Logger) *peers {
+func newPeers(traffic *traffic, tasks *registry, threadType func(node string) int, logger *slog.Logger) *peers {
 	return &peers{
-		logger:  logger,
-		dialer:  net.Dialer{Timeout: peerDialTimeout},
-		traffic: traffic,
-		byNode:  map[string]map[linkKind]*[peerLinks]*link{},
+		logger:     logger,
+		dialer:     net.Dialer{Timeout: peerDialTimeout},
+		traffic:    traffic,
+		tasks:      tasks,
+		threadType: threadType,
+		byNode:     map[string]map[linkKind]*[peerLinks]*link{},
 	}
 }
 
@@ -105,7 +115,7 @@ func (p *peers) submit(node string, hash uint32, c *call) {
 		kinds = map[linkKind]*[peerLinks]*link{}
 		p.byNode[node] = kinds
 	}
-	kind := linkKind{hop: c.hop, read: c.shape == shapeValues}
+	kind := linkKind{hop: c.hop, read: c.shape == shapeValues, keys: c.shape == shapeKeys}
 	links := kinds[kind]
 	if links == nil {
 		links = new([peerLinks]*link)
@@ -113,7 +123,7 @@ func (p *peers) submit(node string, hash uint32, c *call) {
 	}
 	l := links[hash%peerLinks]
 	if l == nil {
-		l = &link{peers: p, node: node, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+		l = &link{peers: p, node: node, reads: kind.read || kind.keys, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 		links[hash%peerLinks] = l
 		go l.run()
 	}
@@ -174,6 +184,7 @@ func (c *call) finish(err error) {
 type link struct {
 	peers *peers
 	node  string
+	reads bool
 	wake  chan struct{} // capacity 1: queue is not empty
 	stop  chan struct{} // closed by close
 
@@ -196,6 +207,7 @@ func (l *link) enqueue(c *call) {
 		c.finish(fmt.Errorf("%w: %d bytes are waiting for %s already", errNotSent, l.queued, l.node))
 		return
 	}
+	c.since = time.Now()
 	l.queue = append(l.queue, c)
 	l.queued += len(c.request)
 	select {
@@ -241,6 +253,8 @@ func (l *link) drop(conn net.Conn, why error) {
 
 // run is the writer.
 func (l *link) run() {
+	task := l.peers.tasks.register(time.Now(), l.describe, l.kill)
+	defer l.peers.tasks.unregister(task)
 	var buf []byte
 	var unreachable time.Time // until when requests fail without a dial
 	var last error
@@ -389,8 +403,17 @@ func readReply(r *text.ReplyReader, c *call) error {
 	if err := r.Next(&it); err != nil {
 		return err
 	}
+	for size := 0; it.Kind == text.KindKey && c.shape == shapeKeys; {
+		if size += len(it.Key); size > maxKeysBytes {
+			return errTooManyKeys
+		}
+		c.keys = append(c.keys, slices.Clone(it.Key))
+		if err := r.Next(&it); err != nil {
+			return err
+		}
+	}
 	switch {
-	case it.Kind == text.KindValue && c.shape != shapeLine:
+	case it.Kind == text.KindValue && c.shape != shapeLine && c.shape != shapeKeys:
 		v := &it.Value
 		c.found = true
 		c.record = storage.Record{Flags: v.Flags, Expire: v.Expire, Version: v.Version, Value: slices.Clone(v.Data)}
@@ -403,7 +426,7 @@ func readReply(r *text.ReplyReader, c *call) error {
 		}
 		return err
 	case it.Kind == text.KindReply:
-		if c.shape != shapeValues || it.Reply.Code != text.CodeEnd {
+		if c.shape != shapeValues && c.shape != shapeKeys || it.Reply.Code != text.CodeEnd {
 			c.line = slices.Clone(it.Reply.Line)
 		}
 		return nil

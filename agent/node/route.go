@@ -117,6 +117,11 @@ func (t *table) routeRead(key []byte, via, avoid []string, draw uint32) route {
 	if !ok {
 		return route{action: actMiss, partition: -1}
 	}
+	return t.readFrom(p, via, avoid, draw)
+}
+
+// readFrom is routeRead for a partition that exists.
+func (t *table) readFrom(p int, via, avoid []string, draw uint32) route {
 	from := &t.parts[p]
 	if from.serves && !slices.Contains(avoid, t.self) {
 		return route{action: actLocal, partition: p}

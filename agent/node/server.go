@@ -81,6 +81,10 @@ type Server struct {
 	index   *indexClient
 	limited limitedLog
 
+	items   itemCount
+	tasks   *registry
+	dumping atomic.Bool // there is a dump or dump_key
+
 	counters counters
 	status   statusKeeper
 
@@ -127,7 +131,8 @@ func New(cfg Config) (*Server, error) {
 	s.apply(cfg.Options)
 	s.maps = newNodeMap(s.self, s.changed, s.logger)
 	s.gate = newGate(s.changed)
-	s.peers = newPeers(&s.counters.traffic, s.logger)
+	s.tasks = newRegistry()
+	s.peers = newPeers(&s.counters.traffic, s.tasks, s.threadType, s.logger)
 	s.index = &indexClient{
 		name:     cfg.Options.ServerName,
 		port:     cfg.Options.ServerPort,
@@ -254,6 +259,8 @@ func (s *Server) start(nc net.Conn) {
 	}
 	go func() {
 		defer s.handlers.Done()
+		task := s.tasks.register(s.clock(), c.describe, c.kill)
+		defer s.tasks.unregister(task)
 		defer func() {
 			nc.Close()
 			s.mu.Lock()

@@ -103,7 +103,11 @@ func (s *Server) appendStats(dst []byte) ([]byte, error) {
 	num("pointer_size", 64)
 	cpu("rusage_user", usage.Utime)
 	cpu("rusage_system", usage.Stime)
-	num("curr_items", st.Keys)
+	items := st.Keys
+	if n, ok := s.items.count(s.ctx, s.db, st); ok {
+		items = n
+	}
+	num("curr_items", items)
 	num("total_items", c.totalItems.Load())
 	num("bytes", st.Bytes)
 	num("curr_connections", connections)
@@ -131,6 +135,7 @@ func (s *Server) appendStats(dst []byte) ([]byte, error) {
 	num("threads", connections)
 	num("pool_threads", 0)
 	num("node_map_version", s.maps.mapVersion())
+	dst = s.appendLogStats(dst, st)
 	return append(dst, text.ReplyEnd...), nil
 }
 

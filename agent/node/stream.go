@@ -35,7 +35,11 @@ func (s *Server) newFollower(d duty) *replication.Follower {
 		Master:    d.master,
 		Dial: func(ctx context.Context) (replication.Conn, error) {
 			dialer := net.Dialer{Timeout: peerDialTimeout}
-			return dialer.DialContext(ctx, "tcp", d.master)
+			nc, err := dialer.DialContext(ctx, "tcp", d.master)
+			if err != nil {
+				return nil, err
+			}
+			return s.following(nc, d.master), nil
 		},
 		InSync: func(ctx context.Context, epoch, session uint64) error {
 			err := s.index.active(ctx, epoch, session)
@@ -73,6 +77,7 @@ func (s *Server) replicate(c *conn, req *text.Request) {
 		return
 	}
 	c.streaming.Store(true)
+	c.replica.Store(&rep.Self)
 	c.nc.SetDeadline(time.Time{})
 	err := s.source.Serve(s.ctx, &upgraded{Conn: c.nc, r: c.r}, replication.FollowRequest{
 		Self:      rep.Self,
@@ -98,10 +103,39 @@ func (u *upgraded) Read(p []byte) (int, error) {
 }
 
 // catchUps counts how this node caught up as a replica.
-type catchUps struct{ wal, checkpoint, failed uint64 }
+type catchUps struct{ wal, checkpoint, failed, fallbacks, purged uint64 }
 
 func (c *catchUps) add(s replication.FollowerStatus) {
 	c.wal += s.WALCatchUps
 	c.checkpoint += s.Checkpoints
 	c.failed += s.FailedAttempts
+	c.fallbacks += s.Fallbacks
+	c.purged += s.Purged
+}
+
+// A following connection is one to the master that this node follows.
+type following struct {
+	net.Conn
+	tasks *registry
+	task  *task
+}
+
+// following registers the connection for as long as it is open.
+func (s *Server) following(nc net.Conn, master string) *following {
+	describe := func() taskInfo {
+		info := taskInfo{kind: taskReconstruction, peer: master, op: opName(text.CmdReplicate), state: taskExecuting}
+		if _, follower, _ := s.roles.snapshot(); follower != nil {
+			if own, head := s.db.Position().LSN, follower.Status().MasterLSN; own.Index < head.Index {
+				info.queue = int(head.Index - own.Index)
+			}
+		}
+		return info
+	}
+	// The follower connects anew when it is closed.
+	return &following{nc, s.tasks, s.tasks.register(s.clock(), describe, func() { nc.Close() })}
+}
+
+func (f *following) Close() error {
+	f.tasks.unregister(f.task)
+	return f.Conn.Close()
 }

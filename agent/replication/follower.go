@@ -71,6 +71,8 @@ type FollowerStatus struct {
 	WALCatchUps    uint64
 	Checkpoints    uint64
 	FailedAttempts uint64
+	Fallbacks      uint64 // full copies that were begun although there was data
+	Purged         uint64 // of Fallbacks, because the master's log did not go back far enough
 }
 
 // NewFollower returns a follower that does nothing until Run.
@@ -186,13 +188,19 @@ func (s *session) run() error {
 		return &Error{"protocol_error", fmt.Errorf("%w: interval %v and timeout %v", errBadFrame, s.interval, s.timeout)}
 	}
 	s.in.patience = s.timeout
+	pos := s.db.Position()
 	s.update(func(fs *FollowerStatus) {
 		fs.Connected, fs.Tier, fs.Reason, fs.MasterLSN, fs.ErrorReason, fs.Error = true, st.tier, st.reason, st.lsn, "", ""
-		if st.tier == history.TierWAL {
+		switch {
+		case st.tier == history.TierWAL:
 			fs.WALCatchUps++
+		case !pos.Empty():
+			fs.Fallbacks++
+			if st.reason == "purged" {
+				fs.Purged++
+			}
 		}
 	})
-	pos := s.db.Position()
 	s.log.Info("following master", "lsn", pos.LSN, "master_lsn", st.lsn, "tier", st.tier.String(), "reason", st.reason)
 	if st.tier == history.TierWAL {
 		s.setApplied(pos.LSN)

@@ -383,7 +383,7 @@ func (p *parser) verbosity() *ProtocolError {
 	return p.options(false)
 }
 
-// stats reads: [items|slabs|sizes|nodes|threads [request|slave|queue]]
+// stats reads: [items|slabs|sizes|nodes|settings|threads [request|slave|queue]]
 func (p *parser) stats() *ProtocolError {
 	p.req.Args = p.words(p.req.Args)
 	args := p.req.Args
@@ -391,7 +391,7 @@ func (p *parser) stats() *ProtocolError {
 		return nil
 	}
 	switch string(args[0]) {
-	case "items", "slabs", "sizes", "nodes":
+	case "items", "slabs", "sizes", "nodes", "settings":
 		return nil
 	case "threads":
 		if len(args) == 1 {
