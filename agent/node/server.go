@@ -259,14 +259,14 @@ func (s *Server) start(nc net.Conn) {
 	}
 	go func() {
 		defer s.handlers.Done()
-		task := s.tasks.register(s.clock(), c.describe, c.kill)
-		defer s.tasks.unregister(task)
 		defer func() {
 			nc.Close()
 			s.mu.Lock()
 			delete(s.conns, c)
 			s.mu.Unlock()
 		}()
+		task := s.tasks.register(s.clock(), c.describe, c.kill)
+		defer s.tasks.unregister(task)
 		c.serve()
 	}()
 }

@@ -22,8 +22,8 @@ func TestSingleNode(t *testing.T) {
 	c.ask("cas a 0 0 1 5\r\nz\r\ncas a 0 0 1 6\r\nz\r\ncas nope 0 0 1 6\r\nz\r\n", "EXISTS\r\nSTORED\r\nNOT_FOUND\r\n")
 	c.ask("delete a\r\ndelete a\r\nget a\r\n", "DELETED\r\nNOT_FOUND\r\nEND\r\n")
 	c.ask("set a 0 0 1 noreply\r\nx\r\nget a\r\n", "VALUE a 0 1\r\nx\r\nEND\r\n")
-	c.ask("version\r\nping\r\nverbosity 1\r\nverbosity 1 noreply\r\nbogus\r\nkeys a 1\r\ndump\r\nstats items\r\n",
-		"VERSION flare-9.9.9\r\nOK\r\nOK\r\nERROR\r\nERROR\r\nERROR\r\nEND\r\n")
+	c.ask("version\r\nping\r\nverbosity 1\r\nverbosity 1 noreply\r\nbogus\r\nkeys a 1\r\ndump_key\r\nstats items\r\n",
+		"VERSION flare-9.9.9\r\nOK\r\nOK\r\nERROR\r\nKEY a\r\nEND\r\nKEY a\r\nEND\r\nEND\r\n")
 	if got := c.line("stats nodes\r\n"); got != "STAT "+n.key()+":role master" {
 		t.Errorf("stats nodes: %s", got)
 	}

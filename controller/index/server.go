@@ -332,6 +332,8 @@ func (s *Server) stats(dst []byte, args [][]byte) []byte {
 	stat := func(name, value string) { dst = text.AppendStat(dst, name, value) }
 	if len(args) > 0 {
 		switch string(args[0]) {
+		case "settings":
+			return append(dst, text.ReplyError...) // only nodes have them
 		case "nodes":
 			for _, n := range s.cfg.Cluster.Topology().Map.Nodes {
 				k := n.Key() + ":"
