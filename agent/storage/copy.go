@@ -1,0 +1,64 @@
+package storage
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"math"
+
+	"github.com/flarekv/flare/proto/topology"
+)
+
+// BeginCopy makes this database the origin of a history of its own: what is
+// written from now on comes from a node that keeps no log of ours, record by
+// record, and nobody else will have it in this order. The records stay; they are
+// called the partition's from now on, whatever they were before. What followed
+// this database's log cannot do so any more.
+//
+// As nobody shares the history, the epoch may be any but 0, also one that the
+// former history had.
+func (db *DB) BeginCopy(ctx context.Context, epoch uint64, partition int) (topology.LSN, error) {
+	if err := ctx.Err(); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: begin copy: %w", err)
+	}
+	if epoch == 0 || partition < 0 || partition > math.MaxInt32 {
+		return topology.LSN{}, fmt.Errorf("storage: begin copy: epoch %d of partition %d, want an epoch above 0 of a partition from 0", epoch, partition)
+	}
+	db.commitMu.Lock()
+	defer db.commitMu.Unlock()
+	if err := db.writable(); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: begin copy: %w", err)
+	}
+	// The new history begins with a log file, as a file is known by its first batch.
+	if err := db.use((*engine).flushAll); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: begin copy: %w: %w", ErrWriteFailed, err)
+	}
+	pos := db.Position()
+	former := pos.Lineage
+	pos.LSN = topology.LSN{Epoch: epoch, Index: pos.LSN.Index + 1}
+	pos.Lineage = []EpochStart{{Epoch: epoch, Index: pos.LSN.Index}}
+	pos.Partition = partition
+	var id [16]byte
+	rand.Read(id[:])
+	pos.History = hex.EncodeToString(id[:])
+	b := &db.builder
+	b.start(pos.LSN)
+	for _, s := range former {
+		b.delete(cfMeta, lineageKey(s.Epoch))
+	}
+	b.put(cfMeta, lineageKey(epoch), binary.BigEndian.AppendUint64(nil, pos.LSN.Index))
+	b.put(cfMeta, metaPartition, binary.BigEndian.AppendUint32(nil, uint32(partition)))
+	b.put(cfMeta, metaHistory, []byte(pos.History))
+	if err := db.write(b.finish(), true); err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: begin copy: %w", err)
+	}
+	db.begun = epoch
+	db.publish(pos)
+	db.posMu.Lock()
+	db.generation++
+	db.posMu.Unlock()
+	db.moved.broadcast()
+	return pos.LSN, nil
+}
