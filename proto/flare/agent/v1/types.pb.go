@@ -426,14 +426,17 @@ type CatchUp struct {
 	Tier Tier `protobuf:"varint,3,opt,name=tier,proto3,enum=flare.agent.v1.Tier" json:"tier,omitempty"`
 	// Master's position as last heard.
 	MasterLsn *Lsn `protobuf:"bytes,4,opt,name=master_lsn,json=masterLsn,proto3" json:"master_lsn,omitempty"`
-	// Copied and total bytes of a running checkpoint copy; both 0 when none runs.
+	// Copied and total bytes of a running copy; both 0 when none runs, the total
+	// also for a copy by dump, whose end nobody knows before it is there.
 	BytesDone uint64 `protobuf:"varint,5,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
 	// See bytes_done.
 	BytesTotal uint64 `protobuf:"varint,6,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
 	// Why the last attempt failed; empty after a success. Machine-readable.
 	LastErrorReason string `protobuf:"bytes,7,opt,name=last_error_reason,json=lastErrorReason,proto3" json:"last_error_reason,omitempty"`
 	// The last failure in words.
-	LastError     string `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastError string `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// Copied records of a running copy by dump.
+	RecordsDone   uint64 `protobuf:"varint,9,opt,name=records_done,json=recordsDone,proto3" json:"records_done,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -524,6 +527,13 @@ func (x *CatchUp) GetLastError() string {
 	return ""
 }
 
+func (x *CatchUp) GetRecordsDone() uint64 {
+	if x != nil {
+		return x.RecordsDone
+	}
+	return 0
+}
+
 // CatchUpCounts counts, since the process started, how replicas caught up.
 type CatchUpCounts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -532,7 +542,9 @@ type CatchUpCounts struct {
 	// Full copies of the database files.
 	Checkpoint uint64 `protobuf:"varint,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// Attempts that failed.
-	Failed        uint64 `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed uint64 `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Copies by dump, record by record.
+	Dump          uint64 `protobuf:"varint,4,opt,name=dump,proto3" json:"dump,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -584,6 +596,13 @@ func (x *CatchUpCounts) GetCheckpoint() uint64 {
 func (x *CatchUpCounts) GetFailed() uint64 {
 	if x != nil {
 		return x.Failed
+	}
+	return 0
+}
+
+func (x *CatchUpCounts) GetDump() uint64 {
+	if x != nil {
+		return x.Dump
 	}
 	return 0
 }
@@ -894,7 +913,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\vlag_batches\x18\x05 \x01(\x04R\n" +
 	"lagBatches\x12+\n" +
 	"\x03lag\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03lag\x12(\n" +
-	"\x04tier\x18\a \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\"\xa8\x02\n" +
+	"\x04tier\x18\a \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\"\xcb\x02\n" +
 	"\aCatchUp\x12\x16\n" +
 	"\x06master\x18\x01 \x01(\tR\x06master\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12(\n" +
@@ -907,13 +926,15 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"bytesTotal\x12*\n" +
 	"\x11last_error_reason\x18\a \x01(\tR\x0flastErrorReason\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\b \x01(\tR\tlastError\"Y\n" +
+	"last_error\x18\b \x01(\tR\tlastError\x12!\n" +
+	"\frecords_done\x18\t \x01(\x04R\vrecordsDone\"m\n" +
 	"\rCatchUpCounts\x12\x10\n" +
 	"\x03wal\x18\x01 \x01(\x04R\x03wal\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\x04R\n" +
 	"checkpoint\x12\x16\n" +
-	"\x06failed\x18\x03 \x01(\x04R\x06failed\"\xda\x05\n" +
+	"\x06failed\x18\x03 \x01(\x04R\x06failed\x12\x12\n" +
+	"\x04dump\x18\x04 \x01(\x04R\x04dump\"\xda\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
