@@ -226,8 +226,8 @@ func (c *conn) write() {
 	at := len(c.out)
 	node := ""
 	switch r := c.s.maps.table().routeWrite(req.Key(), req.Via); r.action {
-	case actLocal:
-		out, lsn, state, reason := c.w.write(c.out, req, r.partition)
+	case actLocal, actCopy:
+		out, lsn, state, reason := c.w.write(c.out, req, r)
 		switch state {
 		case gateOpen:
 			c.out = out

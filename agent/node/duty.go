@@ -8,11 +8,13 @@ import (
 // A duty is what the node map asks of this node, as far as the database and
 // the replication are concerned.
 type duty struct {
-	kind      dutyKind
-	partition int
-	epoch     uint64 // of the partition in the map, 0 from an index without epochs
-	master    string // slave: whom to follow
-	members   []replication.Member
+	kind       dutyKind
+	partition  int
+	partitions int    // among which partition is one, when its keys are told from others'
+	epoch      uint64 // of the partition in the map, 0 from an index without epochs
+	active     bool   // in the map, so that the index may name this node master
+	master     string // slave: whom to follow; "" if there is nobody now
+	members    []replication.Member
 }
 
 type dutyKind uint8
@@ -21,32 +23,40 @@ const (
 	dutyNone dutyKind = iota
 	dutyMaster
 	dutySlave
+	dutyFill // master of the partition that is being added: collect its records
 )
 
 // dutyOf derives the duty from a table; nil means no map yet.
 func dutyOf(t *table) duty {
 	none := duty{kind: dutyNone, partition: -1}
-	if t == nil || !t.known || t.own.Partition < 0 || t.own.Partition >= len(t.view.Partitions) {
+	if t == nil || !t.known || t.own.Partition < 0 {
 		return none
 	}
-	part := &t.view.Partitions[t.own.Partition]
-	switch t.own.Role {
-	case topology.Master:
-		if t.own.State != topology.Active || part.Master != t.self {
-			return none
-		}
-		d := duty{kind: dutyMaster, partition: t.own.Partition, epoch: t.own.Epoch}
-		for _, n := range part.Slaves {
-			d.members = append(d.members, replication.Member{Key: n.Key(), Active: n.State == topology.Active})
-		}
-		return d
-	case topology.Slave:
-		if t.own.State == topology.Down {
-			return none
-		}
-		return duty{kind: dutySlave, partition: t.own.Partition, epoch: t.own.Epoch, master: part.Master}
+	d := duty{partition: t.own.Partition, partitions: len(t.view.Partitions), epoch: t.own.Epoch, active: t.own.State == topology.Active}
+	var part topology.Partition
+	if d.partition < len(t.view.Partitions) {
+		part = t.view.Partitions[d.partition]
+	} else if q := t.view.Preparing; q != nil && q.Number == d.partition {
+		part = *q
+		d.partitions++
 	}
-	return none
+	switch {
+	case t.own.Role == topology.Slave && t.own.State != topology.Down:
+		d.kind, d.master = dutySlave, part.Master
+		return d
+	case t.own.Role != topology.Master || part.Master != t.self:
+		return none
+	case t.own.State == topology.Active:
+		d.kind = dutyMaster
+	case t.own.State == topology.Prepare || t.own.State == topology.Ready:
+		d.kind = dutyFill
+	default:
+		return none
+	}
+	for _, n := range part.Slaves {
+		d.members = append(d.members, replication.Member{Key: n.Key(), Active: n.State == topology.Active})
+	}
+	return d
 }
 
 // A tenure is the mastership that this process holds; the zero value is none.

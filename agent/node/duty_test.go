@@ -19,18 +19,22 @@ func TestDutyOf(t *testing.T) {
 		entry(7, topology.Master, topology.Down, 1, 1, 2),
 		entry(8, topology.Slave, topology.Active, 1, 1, 2),
 		entry(9, topology.Master, topology.Prepare, 2, 1, 1),
+		{Name: "i", Port: 1, Role: topology.Slave, State: topology.Prepare, Partition: 2, Epoch: 1},
+		{Name: "i", Port: 2, Role: topology.Slave, State: topology.Prepare, Partition: 7}, // which nobody has
 	}
 	none := duty{kind: dutyNone, partition: -1}
 	for self, want := range map[string]duty{
-		"h:1": {kind: dutyMaster, partition: 0, epoch: 7, members: []replication.Member{{Key: "h:2", Active: true}, {Key: "h:3"}}},
-		"h:2": {kind: dutySlave, partition: 0, epoch: 7, master: "h:1"},
-		"h:3": {kind: dutySlave, partition: 0, epoch: 7, master: "h:1"},
+		"h:1": {kind: dutyMaster, partition: 0, partitions: 2, epoch: 7, active: true, members: []replication.Member{{Key: "h:2", Active: true}, {Key: "h:3"}}},
+		"h:2": {kind: dutySlave, partition: 0, partitions: 2, epoch: 7, active: true, master: "h:1"},
+		"h:3": {kind: dutySlave, partition: 0, partitions: 2, epoch: 7, master: "h:1"},
 		"h:4": none,
 		"h:5": none,
 		"h:6": none,
 		"h:7": none,
-		"h:8": {kind: dutySlave, partition: 1, epoch: 2},
-		"h:9": none,
+		"h:8": {kind: dutySlave, partition: 1, partitions: 2, epoch: 2, active: true},
+		"h:9": {kind: dutyFill, partition: 2, partitions: 3, epoch: 1, members: []replication.Member{{Key: "i:1"}}},
+		"i:1": {kind: dutySlave, partition: 2, partitions: 3, epoch: 1, master: "h:9"},
+		"i:2": {kind: dutySlave, partition: 7, partitions: 2},
 		"h:0": none,
 	} {
 		if got := dutyOf(testTable(t, self, nodes...)); !reflect.DeepEqual(got, want) {

@@ -17,7 +17,10 @@ import (
 
 // replyRoutingLoop refuses a request that would go back to a node which sent it
 // on before: the node maps disagree. It was not executed.
-const replyRoutingLoop = "SERVER_ERROR routing loop\r\n"
+const (
+	reasonRoutingLoop = "routing loop"
+	replyRoutingLoop  = "SERVER_ERROR " + reasonRoutingLoop + "\r\n"
+)
 
 // retryPause is the time after which a request that could not be sent is tried
 // again although nothing is known to have changed.
@@ -59,8 +62,15 @@ var verbs = map[text.Command]verb{
 // The position is that of the batch to wait for before the answer may be sent,
 // zero if there is nothing to wait for. With a state other than gateOpen
 // nothing happened.
-func (w *writer) write(dst []byte, req *text.Request, partition int) ([]byte, topology.LSN, gateState, string) {
-	state, reason := w.s.gate.enter(partition)
+func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, topology.LSN, gateState, string) {
+	copied := r.action == actCopy
+	var state gateState
+	var reason string
+	if copied {
+		state, reason = w.s.enterCopy(req, r.partition)
+	} else {
+		state, reason = w.s.gate.enter(r.partition)
+	}
 	if state != gateOpen {
 		return dst, topology.LSN{}, state, reason
 	}
@@ -71,6 +81,7 @@ func (w *writer) write(dst []byte, req *text.Request, partition int) ([]byte, to
 		delta:   req.Delta,
 		data:    req.Data,
 		limit:   w.s.live.Load().MaxValueSize,
+		copied:  copied,
 	}
 	if req.HasVersion && req.Command != text.CmdTouch && req.Command != text.CmdGat {
 		w.m.version = req.Version
@@ -95,7 +106,11 @@ func (w *writer) write(dst []byte, req *text.Request, partition int) ([]byte, to
 		w.s.limited.warn(w.s.logger, "write failed", "command", req.Command.String(), "error", err)
 		dst = append(dst, text.ReplyIOError...)
 	}
-	if err != nil {
+	if copied && err != nil {
+		w.s.copying.missed(err)
+	}
+	if err != nil || copied {
+		// Whoever sent a copy does not want to know how far it has come from here.
 		lsn = topology.LSN{}
 	}
 	w.m.data, w.out = nil, outcome{}
@@ -184,12 +199,12 @@ func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, 
 		pause := time.Until(deadline)
 		if c == nil {
 			switch r := s.maps.table().routeWrite(req.Key(), req.Via); r.action {
-			case actLocal:
+			case actLocal, actCopy:
 				n := len(dst)
 				var lsn topology.LSN
 				var state gateState
 				var reason string
-				dst, lsn, state, reason = w.write(dst, req, r.partition)
+				dst, lsn, state, reason = w.write(dst, req, r)
 				switch state {
 				case gateOpen:
 					if !lsn.IsZero() && s.replicated(req) && s.awaitReplicas(lsn) != nil {

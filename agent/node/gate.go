@@ -9,6 +9,7 @@ const (
 	gateWait   gateState = iota // not now; something is under way that will tell
 	gateOpen                    // execute
 	gateRefuse                  // no, for a reason that waiting does not cure
+	gateCopy                    // execute what the node that is copied from sends, nothing else
 )
 
 // A gate stands between a write and the database. A write passes it for the
@@ -36,10 +37,33 @@ func (g *gate) enter(partition int) (gateState, string) {
 		return gateOpen, ""
 	}
 	defer g.mu.RUnlock()
-	if g.state == gateOpen {
+	switch g.state {
+	case gateOpen:
 		return gateWait, "other_partition"
+	case gateCopy:
+		return gateWait, "copying"
 	}
 	return g.state, g.reason
+}
+
+// enterCopy passes the gate for a write that the partition's master has executed
+// and that is to be executed here as well. Where this node follows a log there are
+// none: what looks like one comes from a node that takes this one for the master.
+// Until a copy begins nothing is missed either, it will contain the write.
+func (g *gate) enterCopy(partition int) (gateState, string) {
+	g.mu.RLock()
+	if g.state == gateCopy && g.partition == partition {
+		return gateOpen, ""
+	}
+	g.mu.RUnlock()
+	return gateRefuse, reasonRoutingLoop
+}
+
+// copying tells whether the gate lets the writes of a master pass.
+func (g *gate) copying() bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.state == gateCopy
 }
 
 func (g *gate) leave() { g.mu.RUnlock() }
@@ -47,6 +71,11 @@ func (g *gate) leave() { g.mu.RUnlock() }
 // open lets writes to the partition in.
 func (g *gate) open(partition int, epoch uint64) {
 	g.set(gateOpen, partition, epoch, "")
+}
+
+// openCopy lets in what the partition's master sends.
+func (g *gate) openCopy(partition int, epoch uint64) {
+	g.set(gateCopy, partition, epoch, "")
 }
 
 // close lets writes wait, or refuses them.

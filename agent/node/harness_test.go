@@ -36,7 +36,9 @@ type testIndex struct {
 	version  uint64
 	nodes    []topology.Node
 	epochs   map[int]uint64
-	refuse   bool // node add
+	refuse   bool     // node add
+	deaf     bool     // closes without an answer
+	told     []string // node role and node state, as said
 	shutdown []string
 	hellos   []text.NodeArgs
 	autoMap  bool // a slave that says it is active becomes it
@@ -85,6 +87,15 @@ func (x *testIndex) serve(nc net.Conn) {
 		if err != nil {
 			return
 		}
+		x.mu.Lock()
+		deaf := x.deaf
+		if req.Command == text.CmdNodeRole || req.Command == text.CmdNodeState {
+			x.told = append(x.told, strings.TrimSpace(string(text.AppendRequest(nil, &req, nil))))
+		}
+		x.mu.Unlock()
+		if deaf {
+			return
+		}
 		nc.Write(x.answer(&req))
 	}
 }
@@ -121,6 +132,10 @@ func (x *testIndex) answer(req *text.Request) []byte {
 			return []byte(text.ReplyStateFailed)
 		}
 		n.State = req.Node.State
+		x.push()
+		return []byte(text.ReplyOK)
+	case text.CmdNodeRole:
+		n.Role, n.State, n.Partition, n.Balance = req.Node.Role, topology.Active, req.Node.Partition, req.Node.Balance
 		x.push()
 		return []byte(text.ReplyOK)
 	case text.CmdNodeBehind:

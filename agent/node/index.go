@@ -207,6 +207,29 @@ func (x *indexClient) active(ctx context.Context, epoch, session uint64) error {
 	return x.call(ctx, req)
 }
 
+// copied reports that this node has copied everything its master has. A master
+// that is copied gives no grants.
+func (x *indexClient) copied(ctx context.Context) error {
+	req := x.request(text.CmdNodeState)
+	req.Node.State = topology.Active
+	return x.call(ctx, req)
+}
+
+// filled reports that this node has all records of the partition that is being
+// added.
+func (x *indexClient) filled(ctx context.Context) error {
+	req := x.request(text.CmdNodeState)
+	req.Node.State = topology.Ready
+	return x.call(ctx, req)
+}
+
+// resign asks the index to relieve this node of its role.
+func (x *indexClient) resign(ctx context.Context) error {
+	req := x.request(text.CmdNodeRole)
+	req.Node.Role, req.Node.Balance, req.Node.Partition = topology.Proxy, 0, topology.NoPartition
+	return x.call(ctx, req)
+}
+
 // behind asks the index to take a replica out of the in-sync set.
 func (x *indexClient) behind(ctx context.Context, replica string, epoch, session uint64) error {
 	name, port, err := topology.SplitKey(replica)

@@ -24,18 +24,24 @@ type roleKeeper struct {
 	source  *replication.Source
 	logger  *slog.Logger
 	changed *broadcast
-	// follow builds a follower for a slave's duty.
-	follow func(duty) *replication.Follower
+	// catchUp builds what a duty other than a master's needs to get its data.
+	catchUp func(duty) catcher
 
 	stepMu sync.Mutex // held while roles change
 
 	mu       sync.Mutex
 	leaving  bool
 	tenure   tenure
-	follower *replication.Follower // nil when none runs
-	followed duty                  // that it runs for
-	stop     func()                // ends it and waits for its end
-	former   catchUps              // of followers that ended
+	catcher  catcher  // nil when none runs
+	followed duty     // that it runs for
+	stop     func()   // ends it and waits for its end
+	former   catchUps // of those that ended
+}
+
+// A catcher gets data from other nodes until its context ends.
+type catcher interface {
+	Run(ctx context.Context) error
+	Status() replication.FollowerStatus
 }
 
 // run works until ctx ends, then stops the follower. It leaves the gate
@@ -50,9 +56,9 @@ func (k *roleKeeper) run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+			k.stopCatcher()
 			k.gate.close(gateWait, "stopping")
 			k.source.StepDown()
-			k.stopFollower()
 			return
 		case <-wake:
 		case <-timer:
@@ -70,11 +76,12 @@ func (k *roleKeeper) step(ctx context.Context) time.Duration {
 	case dutyMaster:
 		return k.lead(ctx, d)
 	case dutySlave:
-		k.resign("slave")
 		k.followMaster(ctx, d)
+	case dutyFill:
+		return k.fill(ctx, d)
 	default:
+		k.stopCatcher()
 		k.resign("no_duty")
-		k.stopFollower()
 	}
 	return 0
 }
@@ -91,13 +98,13 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 			k.logger.Error("named master, but must not write", "reason", p.refusal, "partition", d.partition,
 				"map_epoch", d.epoch, "own_lsn", pos.LSN.String(), "data_partition", pos.Partition)
 		}
+		k.stopCatcher()
 		k.resignTo(gateRefuse, p.refusal)
-		k.stopFollower()
 		return 0
 	}
 	if p.begin {
+		k.stopCatcher()
 		k.resign("promotion")
-		k.stopFollower()
 		lsn, err := k.db.BeginEpoch(ctx, p.epoch, d.partition)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -113,6 +120,8 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 		}
 		k.logger.Info("master", "partition", d.partition, "epoch", p.epoch, "lsn", lsn.String())
 	}
+	// One that has filled a new partition stays what it is but for the gate.
+	k.stopCatcher()
 	k.mu.Lock()
 	k.tenure = tenure{held: true, partition: d.partition, granted: d.epoch, epoch: p.epoch}
 	k.mu.Unlock()
@@ -163,37 +172,87 @@ func (k *roleKeeper) leave() {
 	k.gate.close(gateWait, "leaving")
 }
 
+// openCopy lets in what the master that is copied from sends.
+func (k *roleKeeper) openCopy(partition int, epoch uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.leaving {
+		k.gate.openCopy(partition, epoch)
+	}
+}
+
+// closeCopy ends that.
+func (k *roleKeeper) closeCopy() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.leaving {
+		k.gate.close(gateWait, "slave")
+	}
+}
+
 func (k *roleKeeper) followMaster(ctx context.Context, d duty) {
 	k.mu.Lock()
-	now, running := k.followed, k.follower
+	now, running := k.followed, k.catcher
 	k.mu.Unlock()
-	if running != nil && now.master == d.master && now.partition == d.partition &&
+	if running != nil && now.kind == dutySlave && now.master == d.master && now.partition == d.partition &&
 		(now.epoch == d.epoch || running.Status().Connected) {
 		// A new epoch is worth an attempt at once by one that cannot connect.
 		return
 	}
-	k.stopFollower()
-	if d.master == "" {
-		return
+	k.stopCatcher()
+	k.resign("slave")
+	k.start(ctx, d)
+	k.logger.Info("following", "partition", d.partition, "master", d.master, "epoch", d.epoch)
+}
+
+// fill takes up the duty of the master of a partition that is being added: it is
+// filled in a history of its own, which others can follow from the start.
+func (k *roleKeeper) fill(ctx context.Context, d duty) time.Duration {
+	k.mu.Lock()
+	now, running, held := k.followed, k.catcher, k.tenure
+	k.mu.Unlock()
+	if running == nil || now.kind != dutyFill || now.partition != d.partition || now.epoch != d.epoch || !held.held {
+		k.stopCatcher()
+		k.resign("filling")
+		pos := k.db.Position()
+		lsn, err := k.db.BeginCopy(ctx, copyEpoch(d, pos.LSN.Epoch), d.partition)
+		if err != nil {
+			if ctx.Err() == nil {
+				k.logger.Error("cannot begin to fill a partition, trying again", "partition", d.partition, "error", err)
+			}
+			return roleRetry
+		}
+		k.mu.Lock()
+		k.tenure = tenure{held: true, partition: d.partition, granted: d.epoch, epoch: lsn.Epoch}
+		held = k.tenure
+		k.mu.Unlock()
+		k.openCopy(d.partition, lsn.Epoch)
+		k.start(ctx, d)
+		k.logger.Info("filling a new partition", "partition", d.partition, "epoch", lsn.Epoch, "lsn", lsn.String())
 	}
-	f := k.follow(d)
+	k.source.Lead(held.epoch, d.members)
+	return 0
+}
+
+// start runs the catcher of a duty.
+func (k *roleKeeper) start(ctx context.Context, d duty) {
+	c := k.catchUp(d)
 	runCtx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := f.Run(runCtx); err != nil && runCtx.Err() == nil {
-			k.logger.Error("following ended", "master", d.master, "error", err)
+		if err := c.Run(runCtx); err != nil && runCtx.Err() == nil {
+			k.logger.Error("catching up ended", "partition", d.partition, "master", d.master, "error", err)
 		}
 	}()
 	k.mu.Lock()
-	k.follower, k.followed = f, d
+	k.catcher, k.followed = c, d
 	k.stop = func() { cancel(); <-done }
 	k.mu.Unlock()
-	k.logger.Info("following", "partition", d.partition, "master", d.master, "epoch", d.epoch)
 }
 
-// stopFollower ends the follower; when it returns nothing more is applied.
-func (k *roleKeeper) stopFollower() {
+// stopCatcher ends what catches up; when it returns nothing more is applied.
+func (k *roleKeeper) stopCatcher() {
 	k.mu.Lock()
 	stop := k.stop
 	k.mu.Unlock()
@@ -203,13 +262,13 @@ func (k *roleKeeper) stopFollower() {
 	stop()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.former.add(k.follower.Status())
-	k.follower, k.followed, k.stop = nil, duty{}, nil
+	k.former.add(k.catcher.Status())
+	k.catcher, k.followed, k.stop = nil, duty{}, nil
 }
 
 // snapshot returns what runs, for reports.
-func (k *roleKeeper) snapshot() (tenure, *replication.Follower, catchUps) {
+func (k *roleKeeper) snapshot() (tenure, catcher, catchUps) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.tenure, k.follower, k.former
+	return k.tenure, k.catcher, k.former
 }

@@ -16,6 +16,8 @@ type action uint8
 const (
 	// actLocal: this node answers from its own database.
 	actLocal action = iota
+	// actCopy: this node executes what the partition's master has executed.
+	actCopy
 	// actForward: route.to answers.
 	actForward
 	// actWait: the partition exists but nobody can answer for it now; a new
@@ -46,6 +48,7 @@ type table struct {
 	own      topology.Node // this node's entry
 	known    bool          // whether the map has one
 	parts    []part        // of view, index = partition
+	copies   bool          // this node may have to execute what a master executed
 }
 
 // A part is what routing needs to know of one partition.
@@ -79,6 +82,11 @@ func newTable(self string, nodes topology.Map, view topology.View, resolver *top
 			}
 		}
 	}
+	inPreparing := view.Preparing != nil && view.Preparing.Has(self)
+	for i := range view.Partitions {
+		t.copies = t.copies || view.Partitions[i].HasSlave(self)
+	}
+	t.copies = t.copies || inPreparing
 	return t
 }
 
@@ -91,14 +99,39 @@ func (t *table) partition(key []byte) (int, bool) {
 	return p, p >= 0 && p < len(t.parts)
 }
 
+// copyOf tells whether a write for a key of partition p that was sent by a node is
+// one that this node executes after it: as a slave after its master, and as the
+// master of the partition that is being filled after the master the key still has.
+func (t *table) copyOf(key []byte, p int, sender string) (int, bool) {
+	own := t.own.Partition
+	if own == p && own < len(t.parts) {
+		return p, t.parts[p].master == sender && t.view.Partitions[p].HasSlave(t.self)
+	}
+	q := t.view.Preparing
+	if q == nil || own != q.Number || t.resolver.Partition(key, len(t.parts)+1) != q.Number {
+		return 0, false
+	}
+	if q.Master == t.self {
+		return q.Number, t.parts[p].master == sender
+	}
+	return q.Number, q.Master == sender && q.HasSlave(t.self)
+}
+
 // routeWrite decides who executes a write. Only a master executes; whoever
-// else meets the request passes it on, and nobody meets it twice.
+// else meets the request passes it on, and nobody meets it twice - but for what a
+// master without a log sends to the nodes that copy it, which comes last from it.
 func (t *table) routeWrite(key []byte, via []string) route {
 	p, ok := t.partition(key)
 	if !ok {
 		return route{action: actNoPartition, partition: -1}
 	}
-	switch to := &t.parts[p]; {
+	to := &t.parts[p]
+	if t.copies && len(via) > 0 && !to.leads {
+		if q, ok := t.copyOf(key, p, via[len(via)-1]); ok {
+			return route{action: actCopy, partition: q}
+		}
+	}
+	switch {
 	case to.leads:
 		return route{action: actLocal, partition: p}
 	case slices.Contains(via, t.self) || to.master != "" && slices.Contains(via, to.master) || len(via) >= maxVia:

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/flarekv/flare/proto/topology"
@@ -34,6 +35,11 @@ func TestRoute(t *testing.T) {
 		entry(5, topology.Slave, topology.Active, 1, 0, 1),
 		entry(6, topology.Proxy, topology.Active, -1, 0, 0),
 	}
+	// In 0 of two partitions, and in 2 of three.
+	moving := "key4"
+	adding := append(slices.Clone(two),
+		entry(7, topology.Master, topology.Prepare, 2, 1, 0),
+		entry(8, topology.Slave, topology.Prepare, 2, 0, 0))
 	headless := []topology.Node{
 		entry(1, topology.Master, topology.Down, 0, 1, 1),
 		entry(2, topology.Slave, topology.Active, 0, 1, 1),
@@ -54,7 +60,18 @@ func TestRoute(t *testing.T) {
 		{name: "write at master", nodes: two, self: "h:1", key: k0, want: route{actLocal, 0, ""}},
 		{name: "write at slave", nodes: two, self: "h:2", key: k0, want: route{actForward, 0, "h:1"}},
 		{name: "proxied write at slave", nodes: two, self: "h:2", key: k0, via: []string{"h:6"}, want: route{actForward, 0, "h:1"}},
-		{name: "write from its master", nodes: two, self: "h:2", key: k0, via: []string{"h:1"}, want: route{actLoop, 0, ""}},
+		{name: "write from its master", nodes: two, self: "h:2", key: k0, via: []string{"h:1"}, want: route{actCopy, 0, ""}},
+		{name: "write that came back from its master", nodes: two, self: "h:3", key: k0, via: []string{"h:3", "h:1"}, want: route{actCopy, 0, ""}},
+		{name: "write that its master sent somewhere else", nodes: two, self: "h:2", key: k0, via: []string{"h:1", "h:6"}, want: route{actLoop, 0, ""}},
+		{name: "write from the master of another partition", nodes: two, self: "h:2", key: k0, via: []string{"h:4"}, want: route{actForward, 0, "h:1"}},
+		{name: "write for another partition from the own master", nodes: two, self: "h:2", key: k1, via: []string{"h:1"}, want: route{actForward, 1, "h:4"}},
+		{name: "write of moving key at new master", nodes: adding, self: "h:7", key: moving, via: []string{"h:6"}, want: route{actForward, 0, "h:1"}},
+		{name: "write of moving key from its master", nodes: adding, self: "h:7", key: moving, via: []string{"h:7", "h:1"}, want: route{actCopy, 2, ""}},
+		{name: "write of moving key from another master", nodes: adding, self: "h:7", key: moving, via: []string{"h:4"}, want: route{actForward, 0, "h:1"}},
+		{name: "write of staying key from its master", nodes: adding, self: "h:7", key: k0, via: []string{"h:1"}, want: route{actLoop, 0, ""}},
+		{name: "write of moving key at slave of new master", nodes: adding, self: "h:8", key: moving, via: []string{"h:7", "h:1", "h:7"}, want: route{actCopy, 2, ""}},
+		{name: "write of moving key to slave of new master from old", nodes: adding, self: "h:8", key: moving, via: []string{"h:1"}, want: route{actLoop, 0, ""}},
+		{name: "client write of moving key", nodes: adding, self: "h:1", key: moving, want: route{actLocal, 0, ""}},
 		{name: "write at proxy", nodes: two, self: "h:6", key: k1, want: route{actForward, 1, "h:4"}},
 		{name: "write at unknown node", nodes: two, self: "h:9", key: k1, want: route{actForward, 1, "h:4"}},
 		{name: "write seen before", nodes: two, self: "h:6", key: k1, via: []string{"h:6", "h:1"}, want: route{actLoop, 1, ""}},

@@ -34,6 +34,7 @@ type mutation struct {
 	delta   uint64 // incr and decr
 	data    []byte
 	limit   int64 // largest value in bytes that append and prepend may grow to
+	copied  bool  // from the node that executed it, which gave it its version
 }
 
 // A verdict is the answer to a mutation.
@@ -118,7 +119,7 @@ func decide(e storage.Entry, m *mutation, now int64) outcome {
 	r := storage.Record{Flags: m.flags, Expire: text.Expiry(m.exptime, now), Version: m.version, Value: m.data}
 	if m.version == 0 {
 		r.Version = lastVersion(e) + 1
-	} else if alive && m.version <= e.Record.Version {
+	} else if alive && m.version <= e.Record.Version || m.copied && m.version <= newestVersion(e, now) {
 		return outcome{verdict: verdictNotStored}
 	}
 	if m.verb == verbAppend || m.verb == verbPrepend {
@@ -151,6 +152,33 @@ func lastVersion(e storage.Entry) uint64 {
 		v = max(v, e.Tombstone.Version)
 	}
 	return v
+}
+
+// tombstoneTerm is how long, in seconds, a tombstone stands against a record that
+// another node sends. What is late is late by less: a C++ node repeats a request
+// for 40 minutes at most. And a C++ node forgets its tombstones when it restarts
+// and counts from 1 again: one that stood for ever would keep its new records out.
+const tombstoneTerm = 60 * 60
+
+// newestVersion returns the version that a record from another node must exceed.
+func newestVersion(e storage.Entry, now int64) uint64 {
+	if e.HasTombstone && e.Tombstone.Until < now-tombstoneTerm {
+		e.HasTombstone = false
+	}
+	return lastVersion(e)
+}
+
+// decideDump decides on a record from another node's dump: it is stored if it is
+// newer than what is known of the key, be that expired or deleted. A record
+// without a version, from a node that sends none, always is.
+func decideDump(e storage.Entry, r storage.Record, now int64) storage.Change {
+	switch {
+	case r.Version == 0:
+		r.Version = lastVersion(e) + 1
+	case r.Version <= newestVersion(e, now):
+		return storage.Change{}
+	}
+	return storage.Change{Op: storage.Put, Record: r}
 }
 
 func decideDelete(e storage.Entry, m *mutation, alive bool, now int64) outcome {

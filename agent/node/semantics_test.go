@@ -2,6 +2,7 @@ package node
 
 import (
 	"math"
+	"reflect"
 	"testing"
 
 	"github.com/flarekv/flare/agent/storage"
@@ -18,11 +19,17 @@ func TestDecide(t *testing.T) {
 	stale := storage.Entry{Found: true, Record: storage.Record{Flags: 7, Expire: testNow, Version: 5, Value: []byte("abc")}}
 	window := storage.Entry{HasTombstone: true, Tombstone: storage.Tombstone{Version: 5, Until: testNow + 1}}
 	closed := storage.Entry{HasTombstone: true, Tombstone: storage.Tombstone{Version: 5, Until: testNow}}
+	longGone := storage.Entry{HasTombstone: true, Tombstone: storage.Tombstone{Version: 5, Until: testNow - tombstoneTerm - 1}}
 	none := storage.Entry{}
 	number := func(s string) storage.Entry { return storage.Entry{Found: true, Record: record(5, s)} }
 
 	set := func(v verb, version uint64) mutation {
 		return mutation{verb: v, flags: 1, exptime: 100, version: version, data: []byte("xy"), limit: 100}
+	}
+	copied := func(version uint64) mutation {
+		m := set(verbSet, version)
+		m.copied = true
+		return m
 	}
 	stored := func(version uint64, value string) storage.Change {
 		return storage.Change{Op: storage.Put, Record: storage.Record{Flags: 1, Expire: testNow + 100, Version: version, Value: []byte(value)}}
@@ -53,6 +60,11 @@ func TestDecide(t *testing.T) {
 		{name: "set newer version", entry: alive, m: set(verbSet, 9), want: verdictStored, change: stored(9, "xy")},
 		{name: "set older version of expired", entry: stale, m: set(verbSet, 2), want: verdictStored, change: stored(2, "xy")},
 		{name: "set older version of deleted", entry: closed, m: set(verbSet, 2), want: verdictStored, change: stored(2, "xy")},
+		{name: "copied set of older version of expired", entry: stale, m: copied(2), want: verdictNotStored},
+		{name: "copied set of older version of deleted", entry: closed, m: copied(5), want: verdictNotStored},
+		{name: "copied set of newer version of deleted", entry: closed, m: copied(6), want: verdictStored, change: stored(6, "xy")},
+		{name: "copied set of older version of deleted long ago", entry: longGone, m: copied(2), want: verdictStored, change: stored(2, "xy")},
+		{name: "copied set of newer version", entry: alive, m: copied(6), want: verdictStored, change: stored(6, "xy")},
 		{name: "add unknown", entry: none, m: set(verbAdd, 0), want: verdictStored, change: stored(1, "xy")},
 		{name: "add alive", entry: alive, m: set(verbAdd, 0), want: verdictNotStored},
 		{name: "add alive newer version", entry: alive, m: set(verbAdd, 9), want: verdictNotStored},
@@ -137,4 +149,38 @@ func sameChange(a, b storage.Change) bool {
 	return a.Op == b.Op && a.Tombstone == b.Tombstone &&
 		a.Record.Flags == b.Record.Flags && a.Record.Expire == b.Record.Expire &&
 		a.Record.Version == b.Record.Version && string(a.Record.Value) == string(b.Record.Value)
+}
+
+func TestDecideDump(t *testing.T) {
+	alive := storage.Entry{Found: true, Record: record(5, "abc")}
+	expired := storage.Entry{Found: true, Record: storage.Record{Expire: testNow - 1, Version: 5}}
+	deleted := storage.Entry{HasTombstone: true, Tombstone: storage.Tombstone{Version: 5, Until: testNow}}
+	longGone := storage.Entry{HasTombstone: true, Tombstone: storage.Tombstone{Version: 5, Until: testNow - tombstoneTerm - 1}}
+	for _, tt := range []struct {
+		name    string
+		entry   storage.Entry
+		version uint64
+		want    uint64 // version that is stored, 0 if none
+	}{
+		{"unknown", storage.Entry{}, 1, 1},
+		{"newer", alive, 6, 6},
+		{"equal", alive, 5, 0},
+		{"older", alive, 4, 0},
+		{"older than expired", expired, 5, 0},
+		{"newer than expired", expired, 6, 6},
+		{"older than deleted", deleted, 5, 0},
+		{"newer than deleted", deleted, 6, 6},
+		{"older than deleted long ago", longGone, 1, 1},
+		{"without version", alive, 0, 6},
+		{"without version, unknown", storage.Entry{}, 0, 1},
+	} {
+		got := decideDump(tt.entry, storage.Record{Flags: 3, Expire: 99, Version: tt.version, Value: []byte("v")}, testNow)
+		want := storage.Change{}
+		if tt.want > 0 {
+			want = storage.Change{Op: storage.Put, Record: storage.Record{Flags: 3, Expire: 99, Version: tt.want, Value: []byte("v")}}
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, want)
+		}
+	}
 }

@@ -79,6 +79,7 @@ type Server struct {
 	source  *replication.Source
 	peers   *peers
 	index   *indexClient
+	copying copying
 	limited limitedLog
 
 	items   itemCount
@@ -147,8 +148,9 @@ func New(cfg Config) (*Server, error) {
 	s.source = s.newSource()
 	s.roles = &roleKeeper{
 		maps: s.maps, gate: s.gate, db: s.db, source: s.source,
-		logger: s.logger, changed: s.changed, follow: s.newFollower,
+		logger: s.logger, changed: s.changed, catchUp: s.newCatcher,
 	}
+	s.copying = copying{s: s, lost: make(chan struct{}, 1)}
 	s.status = statusKeeper{changed: s.changed, reason: "starting"}
 	return s, nil
 }

@@ -167,6 +167,7 @@ var states = map[topology.State]agentv1.State{
 var tiers = map[history.Tier]agentv1.Tier{
 	history.TierWAL:        agentv1.Tier_TIER_WAL,
 	history.TierCheckpoint: agentv1.Tier_TIER_CHECKPOINT,
+	history.TierDump:       agentv1.Tier_TIER_DUMP,
 }
 
 func lsnProto(l topology.LSN) *agentv1.Lsn { return &agentv1.Lsn{Epoch: l.Epoch, Index: l.Index} }
@@ -174,7 +175,7 @@ func lsnProto(l topology.LSN) *agentv1.Lsn { return &agentv1.Lsn{Epoch: l.Epoch,
 // nodeStatus gathers what this node can tell about itself.
 func (s *Server) nodeStatus() *agentv1.NodeStatus {
 	pos := s.db.Position()
-	held, follower, counts := s.roles.snapshot()
+	held, catcher, counts := s.roles.snapshot()
 	st := &agentv1.NodeStatus{
 		Node:             s.self,
 		Instance:         s.instance,
@@ -199,15 +200,15 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 			})
 		}
 	}
-	if follower != nil {
-		f := follower.Status()
+	if catcher != nil {
+		f := catcher.Status()
 		counts.add(f)
 		st.CatchUp = &agentv1.CatchUp{
 			Master: f.Master, Connected: f.Connected, Tier: tiers[f.Tier], MasterLsn: lsnProto(f.MasterLSN),
-			BytesDone: f.BytesDone, BytesTotal: f.BytesTotal,
+			BytesDone: f.BytesDone, BytesTotal: f.BytesTotal, RecordsDone: f.RecordsDone,
 			LastErrorReason: f.ErrorReason, LastError: f.Error,
 		}
 	}
-	st.CatchUpCounts = &agentv1.CatchUpCounts{Wal: counts.wal, Checkpoint: counts.checkpoint, Failed: counts.failed}
+	st.CatchUpCounts = &agentv1.CatchUpCounts{Wal: counts.wal, Checkpoint: counts.checkpoint, Dump: counts.dump, Failed: counts.failed}
 	return st
 }

@@ -27,8 +27,14 @@ func (s *Server) newSource() *replication.Source {
 	})
 }
 
-// newFollower makes a follower of the master of this node's partition.
-func (s *Server) newFollower(d duty) *replication.Follower {
+// newCatcher makes what gets a duty's data.
+func (s *Server) newCatcher(d duty) catcher {
+	switch {
+	case d.kind == dutyFill:
+		return newFiller(s, d)
+	case d.master == "":
+		return &orphan{s: s, duty: d}
+	}
 	return replication.NewFollower(s.db, replication.FollowerConfig{
 		Self:      s.self,
 		Partition: d.partition,
@@ -49,6 +55,8 @@ func (s *Server) newFollower(d duty) *replication.Follower {
 			}
 			return err
 		},
+		Copier:    &slaveCopier{s: s, duty: d},
+		GiveUp:    (&surrender{s: s, partition: d.partition}).consider,
 		FullAfter: func() int { return s.live.Load().RocksDB.ResyncFailureThreshold },
 		Logger:    s.logger,
 	})
@@ -103,11 +111,12 @@ func (u *upgraded) Read(p []byte) (int, error) {
 }
 
 // catchUps counts how this node caught up as a replica.
-type catchUps struct{ wal, checkpoint, failed, fallbacks, purged uint64 }
+type catchUps struct{ wal, checkpoint, dump, failed, fallbacks, purged uint64 }
 
 func (c *catchUps) add(s replication.FollowerStatus) {
 	c.wal += s.WALCatchUps
 	c.checkpoint += s.Checkpoints
+	c.dump += s.Dumps
 	c.failed += s.FailedAttempts
 	c.fallbacks += s.Fallbacks
 	c.purged += s.Purged
@@ -124,8 +133,8 @@ type following struct {
 func (s *Server) following(nc net.Conn, master string) *following {
 	describe := func() taskInfo {
 		info := taskInfo{kind: taskReconstruction, peer: master, op: opName(text.CmdReplicate), state: taskExecuting}
-		if _, follower, _ := s.roles.snapshot(); follower != nil {
-			if own, head := s.db.Position().LSN, follower.Status().MasterLSN; own.Index < head.Index {
+		if _, catcher, _ := s.roles.snapshot(); catcher != nil {
+			if own, head := s.db.Position().LSN, catcher.Status().MasterLSN; own.Index < head.Index {
 				info.queue = int(head.Index - own.Index)
 			}
 		}

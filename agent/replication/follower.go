@@ -39,8 +39,26 @@ type FollowerConfig struct {
 	// FullAfter is after how many streams in a row that could not be applied a full
 	// copy is asked for, 0 for never; may be nil.
 	FullAfter func() int
+	// Copier copies a master that cannot stream its log; nil if this node cannot.
+	Copier Copier
+	// GiveUp is told of every attempt that failed: the how manieth it is since one
+	// succeeded, and how long ago the first of them was. May be nil.
+	GiveUp func(ctx context.Context, failures int, since time.Duration)
 
 	Logger *slog.Logger
+}
+
+// A Copier is the last way to have what a master has: record by record, without
+// its log.
+type Copier interface {
+	// Copy returns nil when all that the master has is here, and the index knows.
+	// What the master executes meanwhile and later comes by itself.
+	Copy(ctx context.Context, progress func(bytes int)) error
+	// Follow returns when something of that did not come, so that it takes another
+	// copy, or with the context's error.
+	Follow(ctx context.Context) error
+	// End tells that the master can stream after all.
+	End()
 }
 
 // Follower is a replica's side of replication.
@@ -51,6 +69,9 @@ type Follower struct {
 	mu       sync.Mutex
 	status   FollowerStatus
 	unusable int // streams in a row that could not be applied
+
+	failures int // attempts in a row; of Run
+	failing  time.Time
 }
 
 // FollowerStatus is what a replica knows of its replication.
@@ -62,14 +83,16 @@ type FollowerStatus struct {
 	MasterLSN   topology.LSN // as last heard
 	MasterAt    time.Time    // when that was, by the master's clock
 	Waiting     string       // what the master makes this node wait for, machine-readable
-	BytesDone   uint64       // of a running checkpoint copy
-	BytesTotal  uint64
-	ErrorReason string // of the last attempt, "" if it succeeded
+	BytesDone   uint64       // of a running copy
+	BytesTotal  uint64       // of a running copy of files
+	RecordsDone uint64       // of a running copy by dump
+	ErrorReason string       // of the last attempt, "" if it succeeded
 	Error       string
 
 	// Since the follower was made.
 	WALCatchUps    uint64
 	Checkpoints    uint64
+	Dumps          uint64
 	FailedAttempts uint64
 	Fallbacks      uint64 // full copies that were begun although there was data
 	Purged         uint64 // of Fallbacks, because the master's log did not go back far enough
@@ -105,12 +128,15 @@ func (f *Follower) Run(ctx context.Context) error {
 	for {
 		began := time.Now()
 		err := f.follow(ctx, log)
+		if f.cfg.Copier != nil && reasonOf(err) == reasonNotSupported {
+			err = f.copy(ctx, log)
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		reason := reasonOf(err)
 		f.update(func(s *FollowerStatus) {
-			s.Connected, s.Waiting, s.BytesDone, s.BytesTotal = false, "", 0, 0
+			s.Connected, s.Waiting, s.BytesDone, s.BytesTotal, s.RecordsDone = false, "", 0, 0, 0
 			s.ErrorReason, s.Error = reason, err.Error()
 			s.FailedAttempts++
 		})
@@ -121,6 +147,12 @@ func (f *Follower) Run(ctx context.Context) error {
 		if time.Since(began) > maxBackoff {
 			backoff = minBackoff
 		}
+		if f.failures++; f.failures == 1 {
+			f.failing = time.Now()
+		}
+		if f.cfg.GiveUp != nil {
+			f.cfg.GiveUp(ctx, f.failures, time.Since(f.failing))
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -128,6 +160,32 @@ func (f *Follower) Run(ctx context.Context) error {
 		}
 		backoff = min(2*backoff, maxBackoff)
 	}
+}
+
+// reasonNotSupported is why a master that knows no streams cannot be followed.
+const reasonNotSupported = "not_supported"
+
+// copy follows a master that cannot stream: it returns why that ended.
+func (f *Follower) copy(ctx context.Context, log *slog.Logger) error {
+	log.Info("master cannot stream its log, copying record by record")
+	f.update(func(s *FollowerStatus) {
+		s.Connected, s.Tier, s.Reason, s.MasterLSN, s.ErrorReason, s.Error = true, history.TierDump, reasonNotSupported, topology.LSN{}, "", ""
+	})
+	err := f.cfg.Copier.Copy(ctx, func(bytes int) {
+		f.update(func(s *FollowerStatus) {
+			s.RecordsDone++
+			s.BytesDone += uint64(bytes)
+		})
+	})
+	if err != nil {
+		return err
+	}
+	f.failures = 0
+	f.update(func(s *FollowerStatus) {
+		s.Dumps++
+		s.BytesDone, s.RecordsDone = 0, 0
+	})
+	return f.cfg.Copier.Follow(ctx)
 }
 
 // session is one connection to the master.
@@ -188,6 +246,10 @@ func (s *session) run() error {
 		return &Error{"protocol_error", fmt.Errorf("%w: interval %v and timeout %v", errBadFrame, s.interval, s.timeout)}
 	}
 	s.in.patience = s.timeout
+	s.failures = 0
+	if s.cfg.Copier != nil {
+		s.cfg.Copier.End()
+	}
 	pos := s.db.Position()
 	s.update(func(fs *FollowerStatus) {
 		fs.Connected, fs.Tier, fs.Reason, fs.MasterLSN, fs.ErrorReason, fs.Error = true, st.tier, st.reason, st.lsn, "", ""
@@ -238,7 +300,7 @@ func (s *session) handshake() (start, error) {
 	switch word, rest, _ := strings.Cut(strings.TrimRight(string(answer), "\r\n"), " "); word {
 	case "OK":
 	case "ERROR":
-		return start{}, &Error{"not_supported", errors.New("handshake: master cannot stream its log")}
+		return start{}, &Error{reasonNotSupported, errors.New("handshake: master cannot stream its log")}
 	case "SERVER_ERROR":
 		reason, _, _ := strings.Cut(rest, " ")
 		return start{}, &Error{reason, fmt.Errorf("handshake: master refuses: %s", rest)}

@@ -163,6 +163,9 @@ const (
 	TierWAL
 	// TierCheckpoint: copy the database files, then stream.
 	TierCheckpoint
+	// TierDump: copy record by record a master that has no log to stream. Never
+	// chosen here: such a master does not get that far.
+	TierDump
 )
 
 func (t Tier) String() string {
@@ -171,6 +174,8 @@ func (t Tier) String() string {
 		return "wal"
 	case TierCheckpoint:
 		return "checkpoint"
+	case TierDump:
+		return "dump"
 	}
 	return "none"
 }

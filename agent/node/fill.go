@@ -1,0 +1,211 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/flarekv/flare/agent/replication"
+	"github.com/flarekv/flare/agent/replication/history"
+)
+
+// A filler collects the records of a partition that is being added from the
+// masters that still have them, all at once. What they write meanwhile they send
+// on. When it has everything it tells the index, which waits for an operator.
+type filler struct {
+	s    *Server
+	duty duty
+
+	mu     sync.Mutex
+	status replication.FollowerStatus
+}
+
+func newFiller(s *Server, d duty) *filler {
+	return &filler{s: s, duty: d, status: replication.FollowerStatus{Tier: history.TierDump, Reason: "new_partition"}}
+}
+
+// Status implements catcher. Its master is one that the records come from.
+func (f *filler) Status() replication.FollowerStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.status
+}
+
+func (f *filler) update(fn func(*replication.FollowerStatus)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fn(&f.status)
+}
+
+// Run implements catcher.
+func (f *filler) Run(ctx context.Context) error {
+	s := f.s
+	give := surrender{s: s, partition: f.duty.partition}
+	for {
+		select {
+		case <-s.copying.lost: // before now, so that what follows has it
+		default:
+		}
+		// All rounds share it: a master whose dump is complete is not asked again.
+		seen, err := s.watchKeys(ctx)
+		if err != nil {
+			f.failed(err)
+			if !sleep(ctx, copyRetryPause) {
+				return ctx.Err()
+			}
+			continue
+		}
+		missing := make([]bool, f.duty.partitions-1)
+		for p := range missing {
+			missing[p] = true
+		}
+		for failures, began := 1, time.Now(); ; failures++ {
+			err := f.collect(ctx, missing, seen)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err == nil {
+				break
+			}
+			f.failed(err)
+			give.consider(ctx, failures, time.Since(began))
+			if !sleep(ctx, min(time.Duration(failures)*copyRetryPause, 4*copyRetryPause)) {
+				return ctx.Err()
+			}
+		}
+		removed, err := s.removeUnseen(ctx, seen)
+		s.copying.seen.Store(nil)
+		if err != nil {
+			f.failed(err)
+			if !sleep(ctx, copyRetryPause) {
+				return ctx.Err()
+			}
+			continue
+		}
+		f.update(func(st *replication.FollowerStatus) {
+			st.Dumps++
+			st.ErrorReason, st.Error = "", ""
+		})
+		s.logger.Info("new partition filled", "partition", f.duty.partition, "records", f.Status().RecordsDone, "removed", removed)
+		if err := s.untilAnswered(ctx, "node state ready", s.index.filled); ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.copying.lost:
+			f.failed(&replication.Error{Reason: "write_missed", Err: errors.New("a write of a master could not be executed here")})
+		}
+	}
+}
+
+func (f *filler) failed(err error) {
+	reason := "fill_failed"
+	var known *replication.Error
+	if errors.As(err, &known) {
+		reason = known.Reason
+	}
+	f.s.logger.Warn("filling a new partition failed, trying again", "partition", f.duty.partition, "reason", reason, "error", err)
+	f.update(func(st *replication.FollowerStatus) {
+		st.FailedAttempts++
+		st.ErrorReason, st.Error = reason, err.Error()
+	})
+}
+
+// sleep returns false if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// collect dumps from the masters of all partitions that are missing, and notes
+// which are not any more.
+func (f *filler) collect(ctx context.Context, missing []bool, seen *keySet) error {
+	errs := make([]error, len(missing))
+	var dumps sync.WaitGroup
+	f.update(func(st *replication.FollowerStatus) { st.Connected = true })
+	t := f.s.maps.table()
+	for p := range missing {
+		if !missing[p] {
+			continue
+		}
+		// As the map has it now: the master may have changed since the last attempt.
+		if p >= len(t.parts) || t.parts[p].master == "" {
+			errs[p] = &replication.Error{Reason: "no_master", Err: fmt.Errorf("partition %d has no master to copy from", p)}
+			continue
+		}
+		master := t.parts[p].master
+		f.update(func(st *replication.FollowerStatus) { st.Master = master })
+		dumps.Go(func() {
+			err := f.s.dumpFrom(ctx, master, f.s.dumpRequest(f.duty, len(missing)), seen, func(bytes int) {
+				f.update(func(st *replication.FollowerStatus) {
+					st.RecordsDone++
+					st.BytesDone += uint64(bytes)
+				})
+			})
+			if err != nil {
+				errs[p] = fmt.Errorf("copy from %s: %w", master, err)
+				return
+			}
+			missing[p] = false
+		})
+	}
+	dumps.Wait()
+	f.update(func(st *replication.FollowerStatus) { st.Connected = false })
+	return errors.Join(errs...)
+}
+
+// An orphan is the catcher of a slave whose partition has no master to copy.
+type orphan struct {
+	s    *Server
+	duty duty
+}
+
+// Status implements catcher.
+func (o *orphan) Status() replication.FollowerStatus {
+	return replication.FollowerStatus{ErrorReason: "no_master", Error: "the partition has no master"}
+}
+
+// Run implements catcher.
+func (o *orphan) Run(ctx context.Context) error {
+	(&surrender{s: o.s, partition: o.duty.partition}).now(ctx)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A surrender is how a node leaves a duty that it cannot begin. The original index
+// takes no notice of a node that fails to copy, and lets nobody else have its
+// place before the node itself asks to be a proxy again. The index that knows
+// epochs sees what fails and decides itself.
+type surrender struct {
+	s         *Server
+	partition int
+	asked     bool
+}
+
+// consider asks if the node has failed often and for long.
+func (g *surrender) consider(ctx context.Context, failures int, since time.Duration) {
+	if failures >= g.s.live.Load().RocksDB.ResyncFailureThreshold && since >= copyGiveUpAfter {
+		g.now(ctx)
+	}
+}
+
+// now asks, once, unless the node has what it needs to take over the partition:
+// then it is more use where it is, whatever its master does.
+func (g *surrender) now(ctx context.Context) {
+	d := dutyOf(g.s.maps.table())
+	if g.asked || g.s.index.extended.Load() || d.active || d.partition != g.partition {
+		return
+	}
+	g.s.logger.Error("giving up to copy the partition", "partition", g.partition, "reason", "copy_failed")
+	err := g.s.untilAnswered(ctx, "node role proxy", g.s.index.resign)
+	g.asked = err == nil
+}
