@@ -20,7 +20,11 @@ var commands = text.Commands(
 func (s *Server) command(c *conn, req *text.Request) bool {
 	switch req.Command {
 	case text.CmdPing:
-		c.out = append(c.out, text.ReplyOK...)
+		if s.watcher.slow.Load() {
+			c.out = append(c.out, text.ReplyStorageError...)
+		} else {
+			c.out = append(c.out, text.ReplyOK...)
+		}
 	case text.CmdVersion:
 		c.out = text.AppendVersion(c.out, "flare-"+s.version)
 	case text.CmdVerbosity:

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -101,6 +102,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.nc.Read(p)
 	c.s.counters.traffic.read.Add(uint64(n))
 	c.head = append(c.head[:0], p[:min(n, 32)]...)
+	c.r.SetMaxValue(int(c.s.live.Load().MaxValueSize))
 	return n, err
 }
 
@@ -144,8 +146,12 @@ func (c *conn) refuse(err error) bool {
 		c.out = append(c.out, problem.Reply...)
 		return !c.reserved && (len(c.out) < flushSize || c.flush() == nil)
 	}
-	if errors.Is(err, text.ErrBinary) {
+	switch {
+	case errors.Is(err, text.ErrBinary):
 		c.s.logBinary(c)
+	case errors.Is(err, os.ErrDeadlineExceeded) && c.req.Command.HasData() && !c.draining.Load():
+		// As the original, but the rest of the block will not be taken for commands.
+		c.out = append(c.out, text.ReplyError...)
 	}
 	return false
 }

@@ -234,6 +234,9 @@ func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, 
 				failure = replyRoutingLoop
 			case c.err == nil:
 				return appendCall(dst, req, c)
+			case errors.Is(c.err, errQueueFull):
+				s.limited.warn(s.logger, "write refused", "reason", "max_total_thread_queue", "error", c.err)
+				return append(dst, text.ReplyProxyFailure...)
 			case !errors.Is(c.err, errNotSent):
 				s.limited.warn(s.logger, "forwarded write was not answered", "command", req.Command.String(), "error", c.err)
 				return append(dst, text.ReplyProxyError...)
@@ -329,6 +332,10 @@ func (s *Server) settleRead(dst []byte, req *text.Request, c *call, node string,
 			return text.AppendValue(dst, key, c.record.Flags, c.record.Value, c.record.Version, withVersion), true
 		}
 		if c.err == nil && len(c.line) == 0 {
+			return dst, false
+		}
+		if errors.Is(c.err, errQueueFull) {
+			s.limited.warn(s.logger, "read answered as not found", "reason", "max_total_thread_queue", "error", c.err)
 			return dst, false
 		}
 		// Not answered, or with an error line.

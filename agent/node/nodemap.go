@@ -19,6 +19,7 @@ type nodeMap struct {
 	self    string
 	logger  *slog.Logger
 	changed *broadcast
+	netmask int // proxy-prior-netmask
 
 	mu      sync.Mutex // serialises set
 	version uint64
@@ -78,6 +79,7 @@ func (m *nodeMap) install(next topology.Map, resolver *topology.Resolver) {
 			"version", next.Version, "reason", "invalid_layout", "error", err)
 	}
 	t := newTable(m.self, next, view, resolver)
+	t.preferNear(m.netmask)
 	if former == nil || former.own != t.own || former.known != t.known {
 		m.logger.Info("own entry in the node map changed", "version", next.Version,
 			"known", t.known, "role", t.own.Role.String(), "state", t.own.State.String(),

@@ -17,9 +17,6 @@ import (
 )
 
 const (
-	// peerLinks is the number of connections to another node for requests of one
-	// kind. Writes of a key always use the same one.
-	peerLinks = 2
 	// peerDialTimeout bounds the time that a dead node costs.
 	peerDialTimeout = time.Second
 	// peerRetryPause is how long a node that could not be reached fails
@@ -34,6 +31,9 @@ var (
 	errNotSent = errors.New("request was not sent")
 	// errInFlight marks a request that may have been executed.
 	errInFlight = errors.New("request was sent and not answered")
+	// errQueueFull marks a request that was not sent because max-total-thread-queue
+	// others are waiting. Trying it again would only make that worse.
+	errQueueFull = errors.New("too many requests wait for other nodes")
 )
 
 // replyShape tells how to find the end of an answer.
@@ -68,8 +68,10 @@ type call struct {
 	deadline time.Time
 	since    time.Time // when it was queued
 
+	waiting *atomic.Int64 // that it counts in until it is finished
+
 	done   chan struct{}
-	err    error          // errNotSent, errInFlight or nil
+	err    error          // errNotSent, errInFlight, errQueueFull or nil
 	line   []byte         // the answer, unless found
 	found  bool           // the answer is record
 	record storage.Record // owned by the call
@@ -84,26 +86,38 @@ type peers struct {
 	tasks   *registry
 	// threadType returns the number that the index gave to a node.
 	threadType func(node string) int
+	// concurrency is the number of connections to another node for requests of one
+	// kind. Writes of a key always use the same one.
+	concurrency int
+	limit       func() int   // of waiting, 0 for none
+	waiting     atomic.Int64 // calls that are not finished
 
 	mu     sync.Mutex
 	closed bool
-	byNode map[string]map[linkKind]*[peerLinks]*link
+	byNode map[string]map[linkKind][]*link
 }
 
-func newPeers(traffic *traffic, tasks *registry, threadType func(node string) int, logger *slog.Logger) *peers {
+func newPeers(traffic *traffic, tasks *registry, threadType func(node string) int, concurrency int, limit func() int, logger *slog.Logger) *peers {
 	return &peers{
-		logger:     logger,
-		dialer:     net.Dialer{Timeout: peerDialTimeout},
-		traffic:    traffic,
-		tasks:      tasks,
-		threadType: threadType,
-		byNode:     map[string]map[linkKind]*[peerLinks]*link{},
+		logger:      logger,
+		dialer:      net.Dialer{Timeout: peerDialTimeout},
+		traffic:     traffic,
+		tasks:       tasks,
+		threadType:  threadType,
+		concurrency: max(1, concurrency),
+		limit:       limit,
+		byNode:      map[string]map[linkKind][]*link{},
 	}
 }
 
 // submit queues a call to a node. It never blocks; hash chooses among the
 // connections of the call's kind.
 func (p *peers) submit(node string, hash uint32, c *call) {
+	c.waiting = &p.waiting
+	if n, limit := c.waiting.Add(1), p.limit(); limit > 0 && n > int64(limit) {
+		c.finish(fmt.Errorf("%w: max-total-thread-queue is %d", errQueueFull, limit))
+		return
+	}
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
@@ -112,19 +126,20 @@ func (p *peers) submit(node string, hash uint32, c *call) {
 	}
 	kinds := p.byNode[node]
 	if kinds == nil {
-		kinds = map[linkKind]*[peerLinks]*link{}
+		kinds = map[linkKind][]*link{}
 		p.byNode[node] = kinds
 	}
 	kind := linkKind{hop: c.hop, read: c.shape == shapeValues, keys: c.shape == shapeKeys}
 	links := kinds[kind]
 	if links == nil {
-		links = new([peerLinks]*link)
+		links = make([]*link, p.concurrency)
 		kinds[kind] = links
 	}
-	l := links[hash%peerLinks]
+	i := hash % uint32(len(links))
+	l := links[i]
 	if l == nil {
 		l = &link{peers: p, node: node, reads: kind.read || kind.keys, wake: make(chan struct{}, 1), stop: make(chan struct{})}
-		links[hash%peerLinks] = l
+		links[i] = l
 		go l.run()
 	}
 	p.mu.Unlock()
@@ -162,7 +177,7 @@ func (p *peers) close() {
 }
 
 // all returns the links of a node that exist.
-func all(kinds map[linkKind]*[peerLinks]*link) iter.Seq[*link] {
+func all(kinds map[linkKind][]*link) iter.Seq[*link] {
 	return func(yield func(*link) bool) {
 		for _, links := range kinds {
 			for _, l := range links {
@@ -176,6 +191,7 @@ func all(kinds map[linkKind]*[peerLinks]*link) iter.Seq[*link] {
 
 func (c *call) finish(err error) {
 	c.err = err
+	c.waiting.Add(-1)
 	close(c.done)
 }
 

@@ -57,6 +57,7 @@ type part struct {
 	leads   bool   // this node is the master
 	serves  bool   // this node answers reads
 	readers []reader
+	near    []reader // those of readers that are tried first, if any
 }
 
 // A reader is a node to read from with its weight.
@@ -165,25 +166,13 @@ func (t *table) readFrom(p int, via, avoid []string, draw uint32) route {
 	usable := func(node string) bool {
 		return node != "" && node != t.self && !slices.Contains(avoid, node) && !slices.Contains(via, node)
 	}
-	var total uint32
-	for _, r := range from.readers {
-		if usable(r.node) {
-			total += r.weight
-		}
-	}
-	if total > 0 {
-		draw %= total
-		for _, r := range from.readers {
-			switch {
-			case !usable(r.node):
-			case draw < r.weight:
-				return route{action: actForward, partition: p, to: r.node}
-			default:
-				draw -= r.weight
-			}
-		}
+	node, ok := choose(from.near, usable, draw)
+	if !ok {
+		node, ok = choose(from.readers, usable, draw)
 	}
 	switch {
+	case ok:
+		return route{action: actForward, partition: p, to: node}
 	case usable(from.master):
 		// It has the data even when its balance asks for no reads.
 		return route{action: actForward, partition: p, to: from.master}
@@ -191,4 +180,28 @@ func (t *table) readFrom(p int, via, avoid []string, draw uint32) route {
 		return route{action: actWait, partition: p}
 	}
 	return route{action: actMiss, partition: p}
+}
+
+// choose draws one of the usable readers by weight.
+func choose(from []reader, usable func(node string) bool, draw uint32) (node string, ok bool) {
+	var total uint32
+	for _, r := range from {
+		if usable(r.node) {
+			total += r.weight
+		}
+	}
+	if total == 0 {
+		return "", false
+	}
+	draw %= total
+	for _, r := range from {
+		switch {
+		case !usable(r.node):
+		case draw < r.weight:
+			return r.node, true
+		default:
+			draw -= r.weight
+		}
+	}
+	return "", false
 }

@@ -88,6 +88,7 @@ type Server struct {
 
 	counters counters
 	status   statusKeeper
+	watcher  *accessWatcher
 
 	ctx    context.Context // ends when the server must stop at once
 	cancel context.CancelFunc
@@ -129,15 +130,18 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.started = s.clock()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.watcher = newAccessWatcher(s.db, s.logger)
 	s.apply(cfg.Options)
 	s.maps = newNodeMap(s.self, s.changed, s.logger)
+	s.maps.netmask = cfg.Options.ProxyPriorNetmask
 	s.gate = newGate(s.changed)
 	s.tasks = newRegistry()
-	s.peers = newPeers(&s.counters.traffic, s.tasks, s.threadType, s.logger)
+	s.peers = newPeers(&s.counters.traffic, s.tasks, s.threadType, cfg.Options.ProxyConcurrency,
+		func() int { return s.live.Load().MaxTotalThreadQueue }, s.logger)
 	s.index = &indexClient{
 		name:     cfg.Options.ServerName,
 		port:     cfg.Options.ServerPort,
-		servers:  func() []string { return s.live.Load().IndexServers },
+		servers:  func() []string { return s.live.Load().Indexes() },
 		instance: s.instance,
 		position: func() position {
 			p := s.db.Position()
@@ -164,6 +168,13 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopService()
+	socket, err := s.clientSocket()
+	if err != nil {
+		return err
+	}
+	if socket != nil {
+		defer socket.Close()
+	}
 
 	s.status.set("registering")
 	regCtx, stopReg := context.WithCancel(ctx)
@@ -186,8 +197,12 @@ func (s *Server) Run(ctx context.Context) error {
 	roleCtx, stopRoles := context.WithCancel(context.Background())
 	defer stopRoles()
 	background.Go(func() { s.roles.run(roleCtx) })
-	accepted := make(chan error, 1)
-	background.Go(func() { accepted <- s.accept() })
+	background.Go(func() { s.watcher.run(s.ctx) })
+	accepted := make(chan error, 2)
+	background.Go(func() { accepted <- s.accept(s.listener) })
+	if socket != nil {
+		background.Go(func() { accepted <- s.accept(socket) })
+	}
 	s.status.set("")
 
 	var failure error
@@ -201,6 +216,9 @@ func (s *Server) Run(ctx context.Context) error {
 
 	s.status.set("stopped")
 	s.listener.Close()
+	if socket != nil {
+		socket.Close()
+	}
 	stopRoles()
 	s.cancel()
 	s.closeConnections()
@@ -214,10 +232,10 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) Abort() { s.cancel() }
 
 // accept takes connections until the listener is closed.
-func (s *Server) accept() error {
+func (s *Server) accept(from net.Listener) error {
 	var pause time.Duration
 	for {
-		nc, err := s.listener.Accept()
+		nc, err := from.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return err

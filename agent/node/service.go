@@ -2,12 +2,7 @@ package node
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
-	"net"
-	"os"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
@@ -43,26 +38,9 @@ func (s *Server) serveAgent() (stop func(), err error) {
 	if path == "" {
 		return func() {}, nil
 	}
-	// One process only uses a data directory, so a socket that is there was left
-	// by a former one. Anything but a socket is not ours to remove.
-	switch info, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, fmt.Errorf("node: agent socket: %w", err)
-	case info.Mode()&fs.ModeSocket == 0:
-		return nil, fmt.Errorf("node: agent socket %s: a file of another kind is there; remove it or give another --agent-socket", path)
-	default:
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("node: agent socket: %w", err)
-		}
-	}
-	l, err := net.Listen("unix", path)
+	l, err := listenUnix("agent-socket", path, 0o660)
 	if err != nil {
-		return nil, fmt.Errorf("node: agent socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("node: agent socket: %w", err)
+		return nil, err
 	}
 	log := logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
 		s.logger.Log(ctx, slog.Level(level), msg, fields...)

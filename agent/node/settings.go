@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,11 +37,13 @@ type Settings struct {
 // logged; everything else that is wrong is an error.
 func LoadSettings(file string, line *options.CommandLine, logger *slog.Logger) (*Settings, options.Options, error) {
 	s := &Settings{file: file, line: line}
-	base, err := s.readFile()
+	base, named, err := s.readFile(options.Default())
 	if err != nil {
 		return nil, options.Options{}, err
 	}
 	s.base = base
+	noEffect := append(options.WithoutEffect(named), line.WithoutEffect()...)
+	defer func() { logWithoutEffect(logger, noEffect) }()
 	opts := line.Over(base)
 	if err := opts.Validate(); err != nil {
 		return nil, options.Options{}, err
@@ -52,29 +56,38 @@ func LoadSettings(file string, line *options.CommandLine, logger *slog.Logger) (
 	case err != nil:
 		return nil, options.Options{}, fmt.Errorf("options applied last: %w", err)
 	}
-	wanted, _, err := options.Parse(appliedName, text, base)
+	wanted, named, err := options.Parse(appliedName, text, base)
 	if err != nil {
 		logger.Warn("options applied last are not understood any more and left out", "reason", "rejected", "error", err)
 		return s, opts, nil
 	}
 	s.applied = text
+	noEffect = append(noEffect, options.WithoutEffect(named)...)
 	kept := line.Over(wanted)
 	// Where the data is cannot be said by a file inside it.
 	kept.DataDir = opts.DataDir
 	return s, kept, nil
 }
 
-// readFile returns the defaults with the operator's file over them.
-func (s *Settings) readFile() (options.Options, error) {
+// logWithoutEffect names options that are accepted and have no meaning here.
+func logWithoutEffect(logger *slog.Logger, keys []string) {
+	if len(keys) > 0 {
+		slices.Sort(keys)
+		logger.Info("options of flare 1.x accepted without effect", "reason", options.ReasonNoEffect,
+			"options", strings.Join(slices.Compact(keys), ","))
+	}
+}
+
+// readFile returns base with the operator's file over it, and what the file names.
+func (s *Settings) readFile(base options.Options) (options.Options, []options.Setting, error) {
 	if s.file == "" {
-		return options.Default(), nil
+		return base, nil, nil
 	}
 	text, err := os.ReadFile(s.file)
 	if err != nil {
-		return options.Options{}, fmt.Errorf("configuration file: %w", err)
+		return options.Options{}, nil, fmt.Errorf("configuration file: %w", err)
 	}
-	base, _, err := options.Parse(s.file, text, options.Default())
-	return base, err
+	return options.Parse(s.file, text, base)
 }
 
 // keep stores text durably as the one applied last.
@@ -122,6 +135,7 @@ func (s *Server) applyText(text []byte) (accepted bool, statuses []options.Statu
 			return false, nil, fmt.Errorf("keep accepted options: %w", err)
 		}
 		s.settings.applied = text
+		logWithoutEffect(s.logger, options.WithoutEffect(named))
 		s.change(wanted)
 	} else {
 		s.logger.Warn("options rejected", "reason", "rejected", "error", parseErr)
@@ -129,14 +143,15 @@ func (s *Server) applyText(text []byte) (accepted bool, statuses []options.Statu
 	return parseErr == nil, options.Report(*s.live.Load(), wanted, named, parseErr, s.settings.line), nil
 }
 
-// Reload reads the operator's file again and applies what can be changed now.
+// Reload reads the operator's file again and applies what can be changed now. An
+// option that the file does not have any more keeps its value.
 func (s *Server) Reload() error {
 	if s.settings == nil {
 		return nil
 	}
 	s.settings.mu.Lock()
 	defer s.settings.mu.Unlock()
-	base, err := s.settings.readFile()
+	base, _, err := s.settings.readFile(s.settings.base)
 	if err != nil {
 		return fmt.Errorf("node: reload: %w", err)
 	}
@@ -171,4 +186,5 @@ func (s *Server) apply(o options.Options) {
 	s.db.SetSyncWrites(o.RocksDB.SyncWrites)
 	s.db.SetRetention(time.Duration(o.RocksDB.WALTTLSeconds)*time.Second, o.RocksDB.WALSizeLimitMB<<20)
 	s.db.SetMaxBatchBytes(int(o.RocksDB.WALMaxBatchBytes))
+	s.watcher.set(o.TimeWatcher)
 }

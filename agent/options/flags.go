@@ -4,11 +4,15 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"slices"
 )
 
 // CommandLine holds the options given on a command line. They win over those
 // of a file, now and whenever a new file is applied.
-type CommandLine struct{ values map[string]string }
+type CommandLine struct {
+	values  map[string]string
+	ignored []string // names given that have no effect
+}
 
 // Flags defines a flag for every option. The result is filled by fs.Parse.
 func Flags(fs *flag.FlagSet) *CommandLine {
@@ -21,6 +25,9 @@ func Flags(fs *flag.FlagSet) *CommandLine {
 				return errors.New(r.message)
 			}
 			c.values[s.Key] = s.get(&scratch)
+			if c.Has(keyIndexServers) && c.Has(keyIndexName) {
+				return errors.New(keyIndexName + " " + bothIndexes)
+			}
 			return nil
 		}
 		if s.Type == "boolean" {
@@ -29,7 +36,32 @@ func Flags(fs *flag.FlagSet) *CommandLine {
 			fs.Func(s.Key, s.usage(), set)
 		}
 	}
+	for i := range ignored {
+		s := &ignored[i]
+		set := func(value string) error {
+			if r := s.check(value); r != nil {
+				return errors.New(r.message)
+			}
+			if !slices.Contains(c.ignored, s.Key) {
+				c.ignored = append(c.ignored, s.Key)
+			}
+			return nil
+		}
+		if usage := "accepted without effect: " + s.Doc; s.Type == "boolean" {
+			fs.BoolFunc(s.Key, usage, set)
+		} else {
+			fs.Func(s.Key, usage, set)
+		}
+	}
 	return c
+}
+
+// WithoutEffect returns the names on the command line that are accepted without effect.
+func (c *CommandLine) WithoutEffect() []string {
+	if c == nil {
+		return nil
+	}
+	return c.ignored
 }
 
 // usage is the flag's help; the word in back quotes is what flag shows after its name.
@@ -69,5 +101,6 @@ func (c *CommandLine) Over(o Options) Options {
 			s.set(&o, v) // was checked when it was parsed
 		}
 	}
+	o.oneIndex(c.Has)
 	return o
 }

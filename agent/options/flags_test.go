@@ -48,12 +48,14 @@ func TestCommandLineWinsOverFile(t *testing.T) {
 
 func TestCommandLineRefuses(t *testing.T) {
 	for args, want := range map[string]string{
-		"--max-connection=0":         "max-connection: is 0; it must be a whole number of connections from 1 to 1000000",
-		"--rocksdb-sync-writes=nope": "rocksdb-sync-writes: is \"nope\"; it must be true or false",
-		"--no-such=1":                "flag provided but not defined: -no-such",
-		"--data-dir=":                "data-dir: has no value; give one or remove the line",
+		"--max-connection=0":                        "max-connection: is 0; it must be a whole number of connections from 1 to 1000000",
+		"--rocksdb-sync-writes=nope":                "rocksdb-sync-writes: is \"nope\"; it must be true or false",
+		"--no-such=1":                               "flag provided but not defined: -no-such",
+		"--index-server-name=a --index-servers=b:1": "index-server-name excludes index-servers; remove one of them",
+		"--mutex-slot=x":                            "mutex-slot: is \"x\"; it must be a whole number",
+		"--data-dir=":                               "data-dir: has no value; give one or remove the line",
 	} {
-		if _, err := parseFlags(t, args); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := parseFlags(t, strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", args, err, want)
 		}
 	}

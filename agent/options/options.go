@@ -29,22 +29,44 @@ const (
 type Options struct {
 	ServerName   string // empty: the machine's host name, filled in by flared
 	ServerPort   int
+	ServerSocket string // empty: TCP only
 	DataDir      string
-	IndexServers []string // host:port, tried in this order
-	AgentSocket  string   // empty: no agent
+	// Either IndexServers or IndexServerName is set; Indexes has what is meant.
+	IndexServers    []string // host:port, tried in this order
+	IndexServerName string
+	IndexServerPort int
+	AgentSocket     string // empty: no agent
 
 	LogLevel slog.Level
 
+	BackLog        int // 0: what the system allows
 	MaxConnection  int
 	MaxValueSize   int64 // bytes
 	NetReadTimeout time.Duration
 
-	ReplicationType       ReplicationType
-	ReplicationTimeout    time.Duration
-	ReconstructionBwlimit int   // KiB/s, 0 for no limit
-	BlockCacheSizeMB      int64 // MiB
-	RocksDB               RocksDB
-	ClusterReplication    ClusterReplication
+	ProxyConcurrency    int // connections
+	ProxyPriorNetmask   int // bits, 0 for off
+	MaxTotalThreadQueue int // requests, 0 for no limit
+
+	ReplicationType        ReplicationType
+	ReplicationTimeout     time.Duration
+	ReconstructionInterval time.Duration // of a dump, after each record
+	ReconstructionBwlimit  int           // KiB/s, 0 for no limit
+
+	StorageCacheSize int   // tombstones
+	BlockCacheSizeMB int64 // MiB
+	TimeWatcher      TimeWatcher
+	RocksDB          RocksDB
+
+	ClusterReplication ClusterReplication
+}
+
+// TimeWatcher are the options of the watch over slow accesses to the storage.
+type TimeWatcher struct {
+	Enabled         bool
+	PollingInterval time.Duration // 0: never
+	Warn            time.Duration // 0: never
+	PingNG          time.Duration // 0: never
 }
 
 // ReplicationMode is what cluster replication does with requests.
@@ -82,12 +104,15 @@ type RocksDB struct {
 func Default() Options {
 	return Options{
 		ServerPort:         12121,
+		IndexServerPort:    12120,
 		LogLevel:           slog.LevelInfo,
 		MaxConnection:      10000,
 		MaxValueSize:       64 << 20,
 		NetReadTimeout:     600 * time.Second,
+		ProxyConcurrency:   2,
 		ReplicationType:    Sync,
 		ReplicationTimeout: 2 * time.Second,
+		StorageCacheSize:   65536,
 		BlockCacheSizeMB:   64,
 		RocksDB: RocksDB{
 			WALTTLSeconds:          3 * 60 * 60,
@@ -157,7 +182,7 @@ func (o Options) Validate() error {
 	if o.DataDir == "" {
 		missing("data-dir", "/var/lib/flare")
 	}
-	if len(o.IndexServers) == 0 {
+	if len(o.Indexes()) == 0 {
 		missing("index-servers", "flare-controller:12120")
 	}
 	if len(problems) > 0 {

@@ -127,8 +127,8 @@ func Parse(file string, text []byte, base Options) (Options, []Setting, error) {
 			continue
 		}
 		settings = append(settings, Setting{key, value, n})
-		s := lookup(key)
-		if s == nil {
+		s, old := lookup(key), ignoredSpec(key)
+		if s == nil && old == nil {
 			problem(n, key, ReasonUnknownOption, "%s", unknown(key))
 			continue
 		}
@@ -137,9 +137,18 @@ func Parse(file string, text []byte, base Options) (Options, []Setting, error) {
 			continue
 		}
 		first[key] = n
-		if r := s.set(&opts, value); r != nil {
+		var r *refusal
+		if s != nil {
+			r = s.set(&opts, value)
+		} else {
+			r = old.check(value)
+		}
+		if r != nil {
 			problem(n, key, r.reason, "%s", r.message)
 		}
+	}
+	if opts.oneIndex(func(key string) bool { return first[key] > 0 }) {
+		problem(first[keyIndexName], keyIndexName, ReasonConflict, "%s", bothIndexes)
 	}
 	if len(problems) > 0 {
 		return base, settings, &ParseError{problems}
@@ -197,26 +206,10 @@ func unknown(key string) string {
 			return "is not an option; did you mean " + name + "?"
 		}
 	}
-	if slices.Contains(former, key) {
-		return "is an option of flare 1.x that this version does not have; remove the line"
-	}
 	if m := didYouMean(key, names); m != "" {
 		return "is not an option" + m
 	}
 	return "is not an option; flared --help lists them"
-}
-
-// former are options of flare 1.x that have no meaning here, so that somebody
-// who moves an old file over learns that the line can go.
-var former = []string{
-	"back-log", "cluster-replication", "cluster-replication-concurrency", "cluster-replication-mode",
-	"cluster-replication-server-name", "cluster-replication-server-port", "daemonize", "index-server-name",
-	"index-server-port", "log-facility", "max-total-thread-queue", "mutex-slot", "noreply-window-limit",
-	"proxy-concurrency", "proxy-prior-netmask", "reconstruction-interval", "server-socket", "stack-size",
-	"storage-access-watch-threshold-ping-ng-msec", "storage-access-watch-threshold-warn-msec", "storage-ap",
-	"storage-bucket-size", "storage-cache-size", "storage-compress", "storage-dfunit", "storage-fp",
-	"storage-large", "storage-lmemb", "storage-nmemb", "storage-type", "thread-pool-size",
-	"time-watcher-enabled", "time-watcher-polling-interval-msec",
 }
 
 // didYouMean names the candidate nearest to word, if one is near enough to be

@@ -48,8 +48,8 @@ type Status struct {
 	Effective  string // in force
 	Configured string // as the file asks for it; empty when it does not name the option
 	State      State
-	Reason     string // of a rejected option
-	Message    string // of a rejected option: what is wrong and what would be right
+	Reason     string // of a rejected option, or ReasonNoEffect
+	Message    string // that goes with Reason: what is wrong and what would be right
 	Line       int    // of the file; 0 when it does not name the option
 }
 
@@ -93,6 +93,9 @@ func Report(running, wanted Options, settings []Setting, err error, line *Comman
 		case named && err == nil && line.Has(key) && !means(key, set.Value, table[i].get(&wanted)):
 			st.State, st.Reason = Rejected, ReasonCommandLine
 			st.Message = fmt.Sprintf("is given on flared's command line as %s, which wins; remove it from there or from the file", table[i].get(&wanted))
+		case named && err == nil && line.Has(otherIndex(key)):
+			st.State, st.Reason = Rejected, ReasonCommandLine
+			st.Message = fmt.Sprintf("excludes %s, which is given on flared's command line and wins; remove it from there or from the file", otherIndex(key))
 		case err == nil && st.Effective != table[i].get(&wanted):
 			st.State = PendingRestart
 		}
@@ -100,9 +103,20 @@ func Report(running, wanted Options, settings []Setting, err error, line *Comman
 	}
 	for _, s := range settings {
 		p, wrong := problems[s.Line]
-		if lookup(s.Key) == nil && wrong && !slices.ContainsFunc(out, func(o Status) bool { return o.Key == s.Key }) {
-			out = append(out, Status{Key: s.Key, Configured: s.Value, State: Rejected, Reason: p.Reason, Message: p.Message, Line: s.Line})
+		if lookup(s.Key) != nil || slices.ContainsFunc(out, func(o Status) bool { return o.Key == s.Key }) {
+			continue
 		}
+		st := Status{Key: s.Key, Configured: s.Value, Line: s.Line}
+		switch old := ignoredSpec(s.Key); {
+		case wrong:
+			st.State, st.Reason, st.Message = Rejected, p.Reason, p.Message
+		case old != nil:
+			st.State, st.Reason = Applied, ReasonNoEffect
+			st.Message = "is accepted without effect: " + old.Doc
+		default:
+			continue
+		}
+		out = append(out, st)
 	}
 	return out
 }

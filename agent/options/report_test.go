@@ -28,6 +28,10 @@ func TestReport(t *testing.T) {
 				"x effective= configured=1 rejected line=4 unknown_option: is not an option; flared --help lists them"},
 		{"duplicate", nil, "max-connection = 5\nmax-connection = 6\n",
 			"max-connection effective=10000 configured=6 rejected line=2 duplicate_option: is also on line 1; remove one of them"},
+		{"without effect", nil, "thread-pool-size = 5\n",
+			"thread-pool-size effective= configured=5 applied line=1 no_effect: is accepted without effect: there is no pool of threads"},
+		{"the command line has the other form", []string{"--index-servers=a:1"}, "index-server-name = b\n",
+			"index-server-name effective= configured=b rejected line=1 command_line: excludes index-servers, which is given on flared's command line and wins; remove it from there or from the file"},
 		{"unknown twice", nil, "x = 1\nx = 2\n", "x effective= configured=1 rejected line=1 unknown_option: is not an option; flared --help lists them"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

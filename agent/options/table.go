@@ -51,15 +51,23 @@ var table = []spec{
 		checkHost, func(o *Options) *string { return &o.ServerName }),
 	number("server-port", "", 1, 65535, restart, "TCP port for clients and other nodes",
 		func(o *Options) *int { return &o.ServerPort }, 1),
+	text("server-socket", restart, "Unix socket for clients beside the TCP port, open to every user of the machine (default: none)",
+		checkSocket, func(o *Options) *string { return &o.ServerSocket }),
 	text("data-dir", restart, "directory of the database (required)",
 		checkPath, func(o *Options) *string { return &o.DataDir }),
 	list("index-servers", live, "host:port,host:port of the index servers, tried in this order (required)",
 		func(o *Options) *[]string { return &o.IndexServers }),
+	text("index-server-name", live, "host of the only index server, instead of index-servers; giving both is an error",
+		checkHost, func(o *Options) *string { return &o.IndexServerName }),
+	number("index-server-port", "", 1, 65535, live, "port that goes with index-server-name",
+		func(o *Options) *int { return &o.IndexServerPort }, 1),
 	text("agent-socket", restart, "Unix socket on which the agent finds this node (default: none)",
 		checkSocket, func(o *Options) *string { return &o.AgentSocket }),
 	logLevel("log-level", live, "least severe messages that are logged",
 		func(o *Options) *slog.Level { return &o.LogLevel }),
 
+	number("back-log", "connections", 0, 65535, restart, "connections that may wait to be accepted; 0: as many as the system allows",
+		func(o *Options) *int { return &o.BackLog }, 1),
 	number("max-connection", "connections", 1, 1000000, live, "client and node connections served at once; further ones are closed",
 		func(o *Options) *int { return &o.MaxConnection }, 1),
 	number("max-value-size", "bytes", 1, 1<<30, live, "largest value that is stored",
@@ -67,15 +75,35 @@ var table = []spec{
 	number("net-read-timeout", "seconds", 1, 86400, live, "silence after which a connection is closed",
 		func(o *Options) *time.Duration { return &o.NetReadTimeout }, time.Second),
 
+	number("proxy-concurrency", "connections", 1, 64, restart, "connections to each other node for forwarded requests of one kind; requests for one key share one",
+		func(o *Options) *int { return &o.ProxyConcurrency }, 1),
+	number("proxy-prior-netmask", "bits", 0, 32, restart, "reads that another node has to answer go to nodes whose IPv4 address shares so many leading bits with server-name, if there are any; both must be addresses; 0: off",
+		func(o *Options) *int { return &o.ProxyPriorNetmask }, 1),
+	number("max-total-thread-queue", "requests", 0, 1<<24, live, "requests that may wait for other nodes at a time; a further write is answered SERVER_ERROR proxy failure, a further read is a miss; 0: no limit",
+		func(o *Options) *int { return &o.MaxTotalThreadQueue }, 1),
+
 	words("replication-type", live, "async: a write is answered when the master has it; sync: when every in-sync replica has it too",
 		[]ReplicationType{Async, Sync}, func(o *Options) *ReplicationType { return &o.ReplicationType }),
 	number("replication-timeout", "milliseconds", 100, 60000, live, "silence of a replica after which its master asks the index to go on without it",
 		func(o *Options) *time.Duration { return &o.ReplicationTimeout }, time.Millisecond),
-	number("reconstruction-bwlimit", "KiB/s", 0, 1<<24, live, "rate at which a replica copies its master's database; 0: no limit",
+	number("reconstruction-interval", "microseconds", 0, 60000000, live, "pause of the other node after each record of a dump that this node asks for; 0: none",
+		func(o *Options) *time.Duration { return &o.ReconstructionInterval }, time.Microsecond),
+	number("reconstruction-bwlimit", "KiB/s", 0, 1<<24, live, "rate at which this node copies another's database, as files or as a dump; 0: no limit",
 		func(o *Options) *int { return &o.ReconstructionBwlimit }, 1),
 
+	number("storage-cache-size", "tombstones", 1, 1<<24, restart, "deleted keys whose version is remembered, oldest forgotten first; must be the same on all nodes of a partition",
+		func(o *Options) *int { return &o.StorageCacheSize }, 1),
 	number("block-cache-size-mb", "MiB", 1, 1<<20, restart, "memory for uncompressed blocks of the database",
 		func(o *Options) *int64 { return &o.BlockCacheSizeMB }, 1),
+
+	boolean("time-watcher-enabled", live, "whether slow accesses to the storage are watched for",
+		func(o *Options) *bool { return &o.TimeWatcher.Enabled }),
+	number("time-watcher-polling-interval-msec", "milliseconds", 0, 3600000, live, "time between two looks of the watcher; 0: never",
+		func(o *Options) *time.Duration { return &o.TimeWatcher.PollingInterval }, time.Millisecond),
+	number("storage-access-watch-threshold-warn-msec", "milliseconds", 0, 3600000, live, "duration of a storage access from which on the watcher logs a warning; 0: never",
+		func(o *Options) *time.Duration { return &o.TimeWatcher.Warn }, time.Millisecond),
+	number("storage-access-watch-threshold-ping-ng-msec", "milliseconds", 0, 3600000, live, "duration of a storage access from which on ping is answered SERVER_ERROR storage error until accesses are faster again; 0: never",
+		func(o *Options) *time.Duration { return &o.TimeWatcher.PingNG }, time.Millisecond),
 
 	number("rocksdb-wal-ttl-seconds", "seconds", 1, 31536000, live, "how long finished write-ahead logs are kept for replicas to catch up from",
 		func(o *Options) *int64 { return &o.RocksDB.WALTTLSeconds }, 1),
@@ -158,14 +186,12 @@ func number[T ~int | ~int64](key, name string, low, high int64, live bool, doc s
 func inUnits(value, unit string, low, high int64) string {
 	var n int64
 	switch unit {
-	case "seconds", "milliseconds":
+	case "seconds", "milliseconds", "microseconds":
 		d, err := time.ParseDuration(value)
 		if err != nil {
 			return ""
 		}
-		if n = d.Milliseconds(); unit == "seconds" {
-			n = int64(d / time.Second)
-		}
+		n = int64(d / map[string]time.Duration{"seconds": time.Second, "milliseconds": time.Millisecond, "microseconds": time.Microsecond}[unit])
 	case "bytes", "MiB", "KiB/s":
 		i := strings.IndexFunc(value, func(r rune) bool { return r < '0' || r > '9' })
 		if i <= 0 {

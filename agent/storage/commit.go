@@ -161,7 +161,7 @@ func (db *DB) stripe(key []byte) *sync.Mutex {
 // caller holds the key's stripe.
 func (db *DB) prepare(key []byte, fn func(Entry) Change) (*request, error) {
 	var e Entry
-	err := db.use(func(eng *engine) (err error) {
+	err := db.access(func(eng *engine) (err error) {
 		e.Found, err = eng.get(cfData, key, func(value []byte) (err error) {
 			e.Record, err = decodeRecord(value)
 			return err
@@ -292,7 +292,7 @@ func (db *DB) write(data []byte, sync bool) error {
 		err = db.failWrite()
 	}
 	if err == nil {
-		err = db.use(func(e *engine) error { return e.writeBatch(data, sync) })
+		err = db.access(func(e *engine) error { return e.writeBatch(data, sync) })
 	}
 	if err == nil {
 		db.batches.Add(1)

@@ -173,6 +173,8 @@ type DB struct {
 	wals   walIndex
 	policy retention
 
+	watch atomic.Pointer[accessWatch] // nil while nobody watches
+
 	syncWrites    atomic.Bool
 	maxBatchBytes atomic.Int64
 	fsyncs        atomic.Uint64
@@ -371,7 +373,7 @@ func (db *DB) publish(p Position) {
 func (db *DB) Get(key []byte) (Record, bool, error) {
 	var r Record
 	var found bool
-	err := db.use(func(e *engine) (err error) {
+	err := db.access(func(e *engine) (err error) {
 		found, err = e.get(cfData, key, func(value []byte) (err error) {
 			r, err = decodeRecord(value)
 			return err
@@ -390,7 +392,7 @@ func (db *DB) MultiGet(keys [][]byte) ([]Entry, error) {
 		return nil, nil
 	}
 	entries := make([]Entry, len(keys))
-	err := db.use(func(e *engine) error {
+	err := db.access(func(e *engine) error {
 		return e.multiGet(keys, func(i int, value []byte) (err error) {
 			entries[i].Found = true
 			entries[i].Record, err = decodeRecord(value)

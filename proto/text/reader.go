@@ -85,14 +85,19 @@ func NewReader(r io.Reader, opts Options) *Reader {
 	if opts.Commands == 0 {
 		opts.Commands = ^CommandSet(0)
 	}
-	if opts.MaxValue <= 0 {
-		opts.MaxValue = defaultMaxValue
-	}
-	opts.MaxValue = min(opts.MaxValue, MaxLength)
 	rd := &Reader{opts: opts, rejected: -1}
+	rd.SetMaxValue(opts.MaxValue)
 	rd.in.init(r, opts.MaxLine)
 	rd.opts.MaxLine = rd.in.maxLine
 	return rd
+}
+
+// SetMaxValue changes Options.MaxValue for the data blocks that are announced from now on.
+func (r *Reader) SetMaxValue(n int) {
+	if n <= 0 {
+		n = defaultMaxValue
+	}
+	r.opts.MaxValue = min(n, MaxLength)
 }
 
 // Buffered returns the number of bytes that were received but not consumed.

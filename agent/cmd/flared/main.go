@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -15,6 +16,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -40,8 +42,20 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("flared", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // the list of all options would hide the message
-	config := fs.String("config", "", "read options from `file` (name = value); the command line wins")
-	showVersion := fs.Bool("version", false, "print the version and exit")
+	var config, pid string
+	var showVersion bool
+	for _, name := range []string{"config", "f"} {
+		fs.StringVar(&config, name, "", "read options from `file` (name = value); the command line wins")
+	}
+	for _, name := range []string{"pid", "p"} {
+		fs.StringVar(&pid, name, "", "write the process id to `file` (default <data-dir>/"+defaultPidFile+")")
+	}
+	for _, name := range []string{"version", "v"} {
+		fs.BoolVar(&showVersion, name, false, "print the version and exit")
+	}
+	for _, name := range []string{"stderr", "s"} {
+		fs.Bool(name, true, "log to the standard error output, as always")
+	}
 	line := options.Flags(fs)
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -53,7 +67,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "flared: %v; flared --help lists the options\n", err)
 		return exitUsage
 	}
-	if *showVersion {
+	if showVersion {
 		fmt.Fprintf(stdout, "flared %s\n", version)
 		return 0
 	}
@@ -64,7 +78,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 	var level slog.LevelVar
 	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: &level}))
-	settings, opts, err := node.LoadSettings(*config, line, logger)
+	settings, opts, err := node.LoadSettings(config, line, logger)
 	if err != nil {
 		fmt.Fprintf(stderr, "flared: %v\n", err)
 		return exitUsage
@@ -76,7 +90,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	level.Set(opts.LogLevel)
-	if err := serve(opts, settings, &level, logger); err != nil {
+	if err := serve(opts, settings, cmp.Or(pid, filepath.Join(opts.DataDir, defaultPidFile)), &level, logger); err != nil {
 		logger.Error("flared failed", "error", err)
 		return exitFailure
 	}
@@ -84,19 +98,22 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 // serve runs the node until a signal ends it.
-func serve(opts options.Options, settings *node.Settings, level *slog.LevelVar, logger *slog.Logger) (err error) {
+func serve(opts options.Options, settings *node.Settings, pid string, level *slog.LevelVar, logger *slog.Logger) (err error) {
 	// Signals are taken from here on, so that none ends the process half way.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
 	logger.Info("starting", "version", version, "node", opts.ServerName+":"+strconv.Itoa(opts.ServerPort),
-		"data_dir", opts.DataDir, "index_servers", opts.IndexServers)
+		"data_dir", opts.DataDir, "index_servers", opts.Indexes())
 	listener, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(opts.ServerPort)))
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	defer listener.Close()
+	if err := setBackLog(listener, opts.BackLog); err != nil {
+		return fmt.Errorf("listen: back-log %d: %w", opts.BackLog, err)
+	}
 	db, err := openDatabase(opts, signals, logger)
 	if err != nil {
 		return fmt.Errorf("open database: %w", err)
@@ -107,6 +124,11 @@ func serve(opts options.Options, settings *node.Settings, level *slog.LevelVar, 
 		}
 		logger.Info("stopped")
 	}()
+	removePid, err := writePid(pid)
+	if err != nil {
+		return fmt.Errorf("process id file: %w", err)
+	}
+	defer removePid()
 
 	server, err := node.New(node.Config{
 		Options: opts, Settings: settings, DB: db, Listener: listener,
@@ -172,6 +194,7 @@ func openDatabase(opts options.Options, signals <-chan os.Signal, logger *slog.L
 			WALSizeLimit:  opts.RocksDB.WALSizeLimitMB << 20,
 			MaxBatchBytes: int(opts.RocksDB.WALMaxBatchBytes),
 			BlockCache:    opts.BlockCacheSizeMB << 20,
+			Tombstones:    opts.StorageCacheSize,
 			Logger:        logger,
 		})
 		if !errors.Is(err, storage.ErrLocked) || time.Since(began) > lockPatience {
