@@ -80,14 +80,14 @@ func TestForeignBatchesHaveNoPosition(t *testing.T) {
 
 func TestRecordCodec(t *testing.T) {
 	for _, r := range []Record{{}, {Flags: 1 << 31, Expire: -1, Version: 1 << 63, Value: []byte("v")}} {
-		got, err := decodeRecord(appendRecord(nil, &r))
+		got, err := parseRecord(appendRecord(nil, &r))
 		if err != nil || got.Flags != r.Flags || got.Expire != r.Expire || got.Version != r.Version || !bytes.Equal(got.Value, r.Value) {
 			t.Errorf("%+v became %+v, %v", r, got, err)
 		}
 	}
 	good := appendRecord(nil, &Record{})
 	for _, b := range [][]byte{nil, good[:len(good)-1], append([]byte{9}, good[1:]...)} {
-		if _, err := decodeRecord(b); !errors.Is(err, errBadRecord) {
+		if _, err := parseRecord(b); !errors.Is(err, errBadRecord) {
 			t.Errorf("%x: %v", b, err)
 		}
 	}

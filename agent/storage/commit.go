@@ -10,6 +10,7 @@ import (
 	"hash/maphash"
 	"math"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -45,35 +46,157 @@ const (
 	spaceBytes    = 4 << 20
 )
 
-// request is one change on its way through the committer. It belongs to the
-// committer from its queueing to the signal.
-type request struct {
+// Commit is one change on its way through the committer. It belongs to the
+// committer from its queueing until the Wait of its pipeline returns.
+type Commit struct {
 	records []byte // encoded, without tombstones
 	count   uint32
-	key     []byte // only with a tombstone operation; owned by the request
+	key     []byte
+	value   int // where in records the encoded record begins; 0 for none
 	tomb    Tombstone
 	tombOp  byte        // tagPut, tagDelete or tagNoop
 	stripe  *sync.Mutex // unlocked by the committer
+	owner   *Pipeline
 
-	lsn  topology.LSN
-	err  error
-	done chan struct{} // one signal per use
+	lsn topology.LSN
+	err error
 }
 
-var requests = sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}
+// Result returns the position of the batch that holds the change, or why it was
+// not committed: ErrNotBegun, ErrWriteFailed, ErrClosed. It is valid once Wait
+// of the pipeline has returned, until Reset.
+func (c *Commit) Result() (topology.LSN, error) {
+	if c.err != nil {
+		return topology.LSN{}, fmt.Errorf("storage: update: %w", c.err)
+	}
+	return c.lsn, nil
+}
+
+// A Pipeline makes changes for one goroutine that does not want to wait for
+// each of them: what was not waited for yet goes into as few batches as
+// possible. Changes of one key are made in the order of the calls. The zero
+// value is not usable; it comes from NewPipeline.
+type Pipeline struct {
+	db      *DB
+	done    func()
+	open    atomic.Int64  // changes on their way, and one while their owner does not wait
+	idle    chan struct{} // capacity 1: open has become 0
+	commits []*Commit     // since the last Reset
+	bytes   int           // in commits that were not waited for
+}
+
+var commits = sync.Pool{New: func() any { return new(Commit) }}
+
+// keepCommit is the size in bytes up to which a commit's memory is used again.
+const keepCommit = 64 << 10
+
+// pipelineBytes bounds what is on its way for one pipeline.
+const pipelineBytes = 1 << 20
+
+// NewPipeline returns a pipeline. done, which may be nil, is called for every
+// change on which it decided and which is not on its way any more, in any
+// goroutine; it must not block.
+func (db *DB) NewPipeline(done func()) *Pipeline {
+	if done == nil {
+		done = func() {}
+	}
+	p := &Pipeline{db: db, done: done, idle: make(chan struct{}, 1)}
+	p.open.Store(1)
+	return p
+}
+
+// Update changes one key. fn sees what is known of the key, whose values are
+// lent for the time of the call, and decides; it must not use the database. No
+// other update of the key runs from then until the change is committed. The
+// result of the returned Commit tells the outcome after Wait; it is nil if there
+// is nothing to wait for, because fn kept everything or there was an error.
+//
+// On a log that has epochs changes fail with ErrNotBegun except between
+// BeginEpoch and the next Apply.
+func (p *Pipeline) Update(key []byte, fn func(Entry) Change) (*Commit, error) {
+	if len(key) == 0 || len(key) > MaxKey {
+		p.done()
+		return nil, fmt.Errorf("storage: update: %w: %d bytes, want 1 to %d", ErrKey, len(key), MaxKey)
+	}
+	if p.bytes > pipelineBytes {
+		p.Wait()
+	}
+	stripe := p.db.stripe(key)
+	stripe.Lock()
+	c := commits.Get().(*Commit)
+	changed, err := p.db.prepare(c, key, fn)
+	if !changed {
+		stripe.Unlock()
+		c.recycle()
+		p.done()
+		if err != nil {
+			err = fmt.Errorf("storage: update: %w", err)
+		}
+		return nil, err
+	}
+	c.stripe, c.owner = stripe, p
+	p.bytes += len(c.records)
+	p.commits = append(p.commits, c)
+	p.open.Add(1)
+	if !p.db.queue.add(c) {
+		c.finish(topology.LSN{}, ErrClosed)
+	}
+	return c, nil
+}
+
+func (c *Commit) recycle() {
+	c.owner = nil
+	if cap(c.records) <= keepCommit {
+		commits.Put(c)
+	}
+}
+
+// Wait waits until every change is committed or has failed.
+func (p *Pipeline) Wait() {
+	if p.bytes == 0 {
+		return
+	}
+	p.bytes = 0
+	if p.open.Add(-1) != 0 {
+		<-p.idle
+	}
+	p.open.Store(1)
+}
+
+// Reset waits and forgets the changes made so far.
+func (p *Pipeline) Reset() {
+	p.Wait()
+	for _, c := range p.commits {
+		c.recycle()
+	}
+	clear(p.commits)
+	p.commits = p.commits[:0]
+}
+
+// finish hands a change back. It is the last use of c by the committer.
+func (c *Commit) finish(lsn topology.LSN, err error) {
+	c.lsn, c.err = lsn, err
+	c.stripe.Unlock()
+	c.stripe = nil
+	p := c.owner
+	p.done()
+	if p.open.Add(-1) == 0 {
+		p.idle <- struct{}{}
+	}
+}
 
 // queue hands requests to the committer.
 type queue struct {
 	mu      sync.Mutex
 	filled  sync.Cond
-	pending []*request
-	spare   []*request
+	pending []*Commit
+	spare   []*Commit
 	closed  bool
 }
 
 func (q *queue) init() { q.filled.L = &q.mu }
 
-func (q *queue) add(r *request) bool {
+func (q *queue) add(r *Commit) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
@@ -88,7 +211,7 @@ func (q *queue) add(r *request) bool {
 
 // take waits for requests and returns all of them; nil once closed. The slice
 // is valid until the next call.
-func (q *queue) take() []*request {
+func (q *queue) take() []*Commit {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.pending) == 0 && !q.closed {
@@ -107,49 +230,27 @@ func (q *queue) close() {
 	q.filled.Signal()
 }
 
-// Update changes one key. fn sees what is known of the key and decides; no other
-// update of the key runs meanwhile. Update returns the position of the batch that
-// holds the change once that batch is committed on this node, or the zero LSN
-// if fn kept everything. If ctx ends earlier, the change may still be committed.
-//
-// On a log that has epochs it fails with ErrNotBegun except between BeginEpoch
-// and the next Apply.
+// Update changes one key like Pipeline.Update, and waits. It returns the position
+// of the batch that holds the change, or the zero LSN if fn kept everything. If
+// ctx ends earlier, the change may still be committed.
 func (db *DB) Update(ctx context.Context, key []byte, fn func(Entry) Change) (topology.LSN, error) {
-	if len(key) == 0 || len(key) > MaxKey {
-		return topology.LSN{}, fmt.Errorf("storage: update: %w: %d bytes, want 1 to %d", ErrKey, len(key), MaxKey)
-	}
 	if err := ctx.Err(); err != nil {
 		return topology.LSN{}, fmt.Errorf("storage: update: %w", err)
 	}
-	stripe := db.stripe(key)
-	stripe.Lock()
-	r, err := db.prepare(key, fn)
-	if r == nil {
-		stripe.Unlock()
-		if err != nil {
-			err = fmt.Errorf("storage: update: %w", err)
-		}
+	p := db.NewPipeline(nil)
+	c, err := p.Update(key, fn)
+	if c == nil {
 		return topology.LSN{}, err
 	}
-	r.stripe = stripe
-	if !db.queue.add(r) {
-		stripe.Unlock()
-		return topology.LSN{}, fmt.Errorf("storage: update: %w", ErrClosed)
+	if p.open.Add(-1) != 0 {
+		select {
+		case <-p.idle:
+		case <-ctx.Done():
+			// The committer still owns the commit and the stripe.
+			return topology.LSN{}, fmt.Errorf("storage: update: %w", ctx.Err())
+		}
 	}
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		// The committer still owns the request and the stripe.
-		return topology.LSN{}, fmt.Errorf("storage: update: %w", ctx.Err())
-	}
-	lsn, err := r.lsn, r.err
-	if cap(r.records) <= 64<<10 {
-		requests.Put(r)
-	}
-	if err != nil {
-		return topology.LSN{}, fmt.Errorf("storage: update: %w", err)
-	}
-	return lsn, nil
+	return c.Result()
 }
 
 // stripe returns the lock of a key.
@@ -157,33 +258,36 @@ func (db *DB) stripe(key []byte) *sync.Mutex {
 	return &db.stripes[maphash.Bytes(db.seed, key)%uint64(len(db.stripes))]
 }
 
-// prepare asks fn and encodes its answer; nil if there is nothing to do. The
-// caller holds the key's stripe.
-func (db *DB) prepare(key []byte, fn func(Entry) Change) (*request, error) {
+// prepare asks fn and encodes its answer into r; false if there is nothing to
+// do. The caller holds the key's stripe.
+func (db *DB) prepare(r *Commit, key []byte, fn func(Entry) Change) (changed bool, err error) {
 	var e Entry
-	err := db.access(func(eng *engine) (err error) {
-		e.Found, err = eng.get(cfData, key, func(value []byte) (err error) {
-			e.Record, err = decodeRecord(value)
-			return err
-		})
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
+	var wrong error
 	e.Tombstone, e.HasTombstone = db.tombs.get(key)
-
-	c := fn(e)
-	if c.Op == Keep {
-		return nil, nil
+	found, err := db.View(key, func(known Record) {
+		e.Record, e.Found = known, true
+		changed, wrong = r.encode(key, &e, fn(e))
+	})
+	if err == nil && !found {
+		changed, wrong = r.encode(key, &e, fn(e))
 	}
-	r := requests.Get().(*request)
-	r.records, r.count, r.tombOp, r.lsn, r.err = r.records[:0], 1, tagNoop, topology.LSN{}, nil
+	if err == nil {
+		err = wrong
+	}
+	return changed && err == nil, err
+}
+
+// encode turns a decision into records. The key has what e says until then.
+func (r *Commit) encode(key []byte, e *Entry, c Change) (changed bool, err error) {
+	r.records, r.count, r.value, r.tombOp, r.lsn, r.err = r.records[:0], 1, 0, tagNoop, topology.LSN{}, nil
 	switch c.Op {
+	case Keep:
+		return false, nil
 	case Put:
 		r.records = append(r.records, tagPut)
 		r.records = appendBytes(r.records, key)
 		r.records = binary.AppendUvarint(r.records, uint64(recordHeaderSize+len(c.Record.Value)))
+		r.value = len(r.records)
 		r.records = appendRecord(r.records, &c.Record)
 		if e.HasTombstone {
 			r.tombOp = tagDelete
@@ -197,12 +301,10 @@ func (db *DB) prepare(key []byte, fn func(Entry) Change) (*request, error) {
 			r.tombOp = tagDelete
 		}
 	default:
-		return nil, fmt.Errorf("unknown change operation %d", c.Op)
+		return false, fmt.Errorf("unknown change operation %d", c.Op)
 	}
-	if r.tombOp != tagNoop {
-		r.key = append(r.key[:0], key...)
-	}
-	return r, nil
+	r.key = append(r.key[:0], key...)
+	return true, nil
 }
 
 // commitLoop is the committer: whatever was queued while it wrote the former
@@ -226,18 +328,23 @@ func (db *DB) commitLoop() {
 	}
 }
 
-// commitGroup makes one batch of the requests and answers them.
-func (db *DB) commitGroup(group []*request) {
+// commitGroup makes one batch of the changes and hands them back.
+func (db *DB) commitGroup(group []*Commit) {
 	lsn, err := db.commitRequests(group)
 	for _, r := range group {
-		r.lsn, r.err = lsn, err
-		r.stripe.Unlock()
-		r.stripe = nil
-		r.done <- struct{}{}
+		switch {
+		case err != nil:
+			db.cache.forget(r.key)
+		case r.value > 0:
+			db.cache.committed(r.key, r.records[r.value:])
+		default:
+			db.cache.forget(r.key)
+		}
+		r.finish(lsn, err)
 	}
 }
 
-func (db *DB) commitRequests(group []*request) (topology.LSN, error) {
+func (db *DB) commitRequests(group []*Commit) (topology.LSN, error) {
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()
 	if err := db.writable(); err != nil {
@@ -410,6 +517,7 @@ func (db *DB) FlushAll(ctx context.Context) (topology.LSN, error) {
 		return topology.LSN{}, fmt.Errorf("storage: flush all: %w", err)
 	}
 	db.tombs.clear()
+	db.cache.clear()
 	db.publish(pos)
 	return pos.LSN, nil
 }
@@ -510,7 +618,7 @@ func (db *DB) Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error
 
 func (db *DB) apply(data []byte, sync bool) error {
 	pos := db.Position()
-	next, tombs, err := follow(pos, data)
+	next, changes, err := follow(pos, data)
 	if err != nil {
 		return err
 	}
@@ -518,7 +626,8 @@ func (db *DB) apply(data []byte, sync bool) error {
 		return err
 	}
 	db.begun = 0
-	if err := db.tombs.follow(tombs); err != nil {
+	db.cache.follow(changes.data)
+	if err := db.tombs.follow(changes.tombs); err != nil {
 		// The batch is in the log; whoever wrote it does not write what we read.
 		return err
 	}
@@ -526,46 +635,51 @@ func (db *DB) apply(data []byte, sync bool) error {
 	return nil
 }
 
+// changes are what a master's batch does, by column family.
+type changes struct{ data, tombs []batchOp }
+
 // follow checks that a batch continues the log at pos and returns the position
-// behind it, and its changes of tombstones.
-func follow(pos Position, data []byte) (Position, []batchOp, error) {
+// behind it, and what it changes.
+func follow(pos Position, data []byte) (Position, changes, error) {
+	var done changes
 	lsn, ok := batchLSN(data)
 	if !ok {
-		return pos, nil, fmt.Errorf("%w: it does not begin with its position", ErrDamaged)
+		return pos, done, fmt.Errorf("%w: it does not begin with its position", ErrDamaged)
 	}
 	if lsn.Index != pos.LSN.Index+1 {
-		return pos, nil, fmt.Errorf("%w: %v, log is at %v", ErrGap, lsn, pos.LSN)
+		return pos, done, fmt.Errorf("%w: %v, log is at %v", ErrGap, lsn, pos.LSN)
 	}
 	if lsn.Epoch < pos.LSN.Epoch {
-		return pos, nil, fmt.Errorf("%w: batch %v, log is at %v", ErrDiverged, lsn, pos.LSN)
+		return pos, done, fmt.Errorf("%w: batch %v, log is at %v", ErrDiverged, lsn, pos.LSN)
 	}
 	next := pos
 	next.LSN = lsn
-	var tombs []batchOp
 	var op batchOp
 	r := readBatch(data)
 	for r.next(&op) {
 		switch {
 		case op.cf == cfTombstones:
-			tombs = append(tombs, op)
-		case op.cf == cfMeta && op.tag != tagPut:
-			return pos, nil, fmt.Errorf("%w: it deletes from column family %s", ErrDamaged, cfNames[cfMeta])
-		case op.cf == cfMeta:
+			done.tombs = append(done.tombs, op)
+		case op.cf == cfData:
+			done.data = append(done.data, op)
+		case op.tag != tagPut:
+			return pos, done, fmt.Errorf("%w: it deletes from column family %s", ErrDamaged, cfNames[cfMeta])
+		default:
 			if err := followMeta(&next, op); err != nil {
-				return pos, nil, err
+				return pos, done, err
 			}
 		}
 	}
 	if r.err != nil {
-		return pos, nil, r.err
+		return pos, done, r.err
 	}
 	if lsn.Epoch != pos.LSN.Epoch && len(next.Lineage) == len(pos.Lineage) {
-		return pos, nil, fmt.Errorf("%w: batch %v does not begin its epoch, log is at %v", ErrGap, lsn, pos.LSN)
+		return pos, done, fmt.Errorf("%w: batch %v does not begin its epoch, log is at %v", ErrGap, lsn, pos.LSN)
 	}
 	if pos.History != "" && next.History != pos.History {
-		return pos, nil, fmt.Errorf("%w: batch %v begins history %s, log is of %s", ErrDiverged, lsn, next.History, pos.History)
+		return pos, done, fmt.Errorf("%w: batch %v begins history %s, log is of %s", ErrDiverged, lsn, next.History, pos.History)
 	}
-	return next, tombs, nil
+	return next, done, nil
 }
 
 func followMeta(next *Position, op batchOp) error {

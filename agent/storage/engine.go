@@ -149,23 +149,6 @@ func (e *engine) get(cf int, key []byte, fn func(value []byte) error) (bool, err
 	return true, fn(s.Data())
 }
 
-// multiGet calls fn for every key of the data family that exists.
-func (e *engine) multiGet(keys [][]byte, fn func(i int, value []byte) error) error {
-	values, err := e.db.MultiGet(e.read, keys...)
-	if err != nil {
-		return fmt.Errorf("read: %w", err)
-	}
-	defer values.Destroy()
-	for i, v := range values {
-		if v.Exists() {
-			if err := fn(i, v.Data()); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // each calls fn for every pair of a column family whose key begins with
 // prefix, in key order. Key and value are valid during the call.
 func (e *engine) each(cf int, prefix string, fn func(key, value []byte) error) error {

@@ -49,30 +49,20 @@ func appendRecord(dst []byte, r *Record) []byte {
 	return append(dst, r.Value...)
 }
 
-// decodeRecord copies the value out of b.
-func decodeRecord(b []byte) (Record, error) {
-	r, value, err := splitRecord(b)
-	if err != nil {
-		return Record{}, err
-	}
-	r.Value = append([]byte(nil), value...)
-	return r, nil
-}
-
-// splitRecord decodes a stored record without copying its value, which is
-// returned apart.
-func splitRecord(b []byte) (Record, []byte, error) {
+// parseRecord reads a record whose value is a part of b.
+func parseRecord(b []byte) (Record, error) {
 	if len(b) < recordHeaderSize {
-		return Record{}, nil, fmt.Errorf("%w: %d bytes, want at least %d", errBadRecord, len(b), recordHeaderSize)
+		return Record{}, fmt.Errorf("%w: %d bytes, want at least %d", errBadRecord, len(b), recordHeaderSize)
 	}
 	if b[0] != recordFormat {
-		return Record{}, nil, fmt.Errorf("%w: format %d, want %d", errBadRecord, b[0], recordFormat)
+		return Record{}, fmt.Errorf("%w: format %d, want %d", errBadRecord, b[0], recordFormat)
 	}
 	return Record{
 		Flags:   binary.BigEndian.Uint32(b[1:]),
 		Expire:  int64(binary.BigEndian.Uint64(b[5:])),
 		Version: binary.BigEndian.Uint64(b[13:]),
-	}, b[recordHeaderSize:], nil
+		Value:   b[recordHeaderSize:len(b):len(b)],
+	}, nil
 }
 
 func appendTombstone(dst []byte, t Tombstone, order uint64) []byte {

@@ -140,6 +140,7 @@ func (db *DB) exchange(name string) error {
 	defer db.walMu.Unlock()
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()
+	defer db.cache.lock()()
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.closed {
@@ -161,6 +162,7 @@ func (db *DB) exchange(name string) error {
 	// Whatever happened, the directory has one of the two now.
 	db.begun = 0
 	db.failure = nil
+	db.cache.reset()
 	db.wals.reset()
 	db.posMu.Lock()
 	db.generation++

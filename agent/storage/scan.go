@@ -153,10 +153,12 @@ func (s *Scan) read(ctx context.Context) error {
 }
 
 func (s *Scan) add(key, value []byte) error {
-	head, data, err := splitRecord(value)
+	head, err := parseRecord(value)
 	if err != nil {
 		return fmt.Errorf("key %q: %w", key, err)
 	}
+	data := head.Value
+	head.Value = nil
 	r := scanned{record: head, key: len(s.buf), size: len(data)}
 	s.buf = append(s.buf, key...)
 	r.value = len(s.buf)

@@ -14,7 +14,8 @@
 //	checkpoint.* copies that are being sent
 //	REPLACE      present while one database takes another's place
 //
-// Locks are taken in this order: key stripes, commit, engine, position.
+// Locks are taken in this order: key stripes, commit, guards of the record cache,
+// engine, position.
 package storage
 
 import (
@@ -88,6 +89,7 @@ type Options struct {
 	WALSizeLimit  int64         // bytes of finished logs that are retained, 0 for any number
 	MaxBatchBytes int           // of records grouped into one batch, default 1 MiB
 
+	RecordCache  int64 // bytes of hot records kept in memory, 0 for none
 	BlockCache   int64 // bytes, default 64 MiB
 	WriteBuffer  int64 // bytes of a memtable, and so about the size of a log, default 32 MiB
 	MaxOpenFiles int   // of table files, default 512
@@ -168,6 +170,7 @@ type DB struct {
 	moved     notifier      // after pos or generation changed, and on close
 
 	tombs tombstones
+	cache *recordCache // nil for none
 
 	walMu  sync.Mutex // held while archived logs are deleted or must not be
 	wals   walIndex
@@ -195,7 +198,7 @@ func Open(o Options) (*DB, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("storage: create data directory: %w", err)
 	}
-	db := &DB{opts: o, log: o.Logger, seed: maphash.MakeSeed(), freeSpace: freeSpace}
+	db := &DB{opts: o, log: o.Logger, seed: maphash.MakeSeed(), freeSpace: freeSpace, cache: newRecordCache(o.RecordCache)}
 	db.queue.init()
 	db.policy.holds = map[*Hold]uint64{}
 	db.policy.changed = make(chan struct{}, 1)
@@ -205,6 +208,7 @@ func Open(o Options) (*DB, error) {
 
 	var err error
 	if db.lock, err = lockDir(o.Dir); err != nil {
+		db.cache.close()
 		return nil, fmt.Errorf("storage: %w", err)
 	}
 	err = removeLeftovers(o.Dir)
@@ -213,6 +217,7 @@ func Open(o Options) (*DB, error) {
 	}
 	if err != nil {
 		db.lock.Close()
+		db.cache.close()
 		return nil, fmt.Errorf("storage: %w", err)
 	}
 	var ctx context.Context
@@ -248,7 +253,7 @@ func (db *DB) engineOptions() engineOptions {
 }
 
 // adopt makes an engine the current one with the state that is in it. The
-// caller holds commitMu and mu, or is alone.
+// caller holds commitMu, the cache's lock and mu, or is alone.
 func (db *DB) adopt(eng *engine) error {
 	pos, err := readPosition(eng)
 	if err != nil {
@@ -258,6 +263,7 @@ func (db *DB) adopt(eng *engine) error {
 		return err
 	}
 	db.eng = eng
+	db.cache.reset()
 	db.publish(pos)
 	return nil
 }
@@ -311,16 +317,19 @@ func (db *DB) Close() error {
 
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()
+	defer db.cache.lock()()
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.closed {
 		return ErrClosed
 	}
 	db.closed = true
+	db.cache.reset()
 	if db.eng != nil {
 		db.eng.close()
 		db.eng = nil
 	}
+	db.cache.close()
 	db.posMu.Lock()
 	db.generation++
 	db.posMu.Unlock()
@@ -370,42 +379,51 @@ func (db *DB) publish(p Position) {
 }
 
 // Get returns the record of a key, expired or not.
-func (db *DB) Get(key []byte) (Record, bool, error) {
-	var r Record
-	var found bool
-	err := db.access(func(e *engine) (err error) {
-		found, err = e.get(cfData, key, func(value []byte) (err error) {
-			r, err = decodeRecord(value)
-			return err
+func (db *DB) Get(key []byte) (r Record, found bool, err error) {
+	found, err = db.View(key, func(lent Record) {
+		r = lent
+		r.Value = append([]byte(nil), lent.Value...)
+	})
+	return r, found, err
+}
+
+// View calls fn with the record of a key, expired or not, if there is one. The
+// record's value is lent for the time of the call, in which the database must
+// not be used.
+func (db *DB) View(key []byte, fn func(Record)) (found bool, err error) {
+	decode := func(encoded []byte) error {
+		r, err := parseRecord(encoded)
+		if err == nil {
+			fn(r)
+		}
+		return err
+	}
+	if found, err = db.cache.view(key, decode); !found && err == nil {
+		found, err = db.read(key, decode)
+	}
+	if err != nil {
+		return false, fmt.Errorf("storage: get: %w", err)
+	}
+	return found, nil
+}
+
+// read is view for what the cache does not have; it has it then.
+func (db *DB) read(key []byte, fn func(encoded []byte) error) (found bool, err error) {
+	if db.cache != nil {
+		g := db.cache.guard(key)
+		g.Lock()
+		defer g.Unlock()
+	}
+	err = db.access(func(e *engine) (err error) {
+		found, err = e.get(cfData, key, func(encoded []byte) error {
+			if db.cache != nil {
+				db.cache.put(key, encoded)
+			}
+			return fn(encoded)
 		})
 		return err
 	})
-	if err != nil {
-		return Record{}, false, fmt.Errorf("storage: get: %w", err)
-	}
-	return r, found, nil
-}
-
-// MultiGet returns what is known of each key, in the order of keys.
-func (db *DB) MultiGet(keys [][]byte) ([]Entry, error) {
-	if len(keys) == 0 {
-		return nil, nil
-	}
-	entries := make([]Entry, len(keys))
-	err := db.access(func(e *engine) error {
-		return e.multiGet(keys, func(i int, value []byte) (err error) {
-			entries[i].Found = true
-			entries[i].Record, err = decodeRecord(value)
-			return err
-		})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("storage: get: %w", err)
-	}
-	for i, k := range keys {
-		entries[i].Tombstone, entries[i].HasTombstone = db.tombs.get(k)
-	}
-	return entries, nil
+	return found, err
 }
 
 // notifier wakes everybody who waits for something to change.

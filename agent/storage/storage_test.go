@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,9 @@ func open(t testing.TB, o Options) *DB {
 	}
 	if o.BlockCache == 0 {
 		o.BlockCache = 1 << 20
+	}
+	if o.RecordCache == 0 {
+		o.RecordCache = 1 << 20 // so that every test is one of the cache too
 	}
 	db, err := Open(o)
 	if err != nil {
@@ -155,18 +159,15 @@ func TestUpdateAndGet(t *testing.T) {
 	ts := Tombstone{Version: 9, Until: 99}
 	del(t, db, "k", ts)
 	put(t, db, "other", "x")
-	entries, err := db.MultiGet([][]byte{[]byte("other"), []byte("none"), []byte("k"), []byte("other")})
-	if err != nil {
-		t.Fatal(err)
+	if e := entry(t, db, "k"); e.Found || e.Tombstone != ts {
+		t.Errorf("after deleting: %+v", e)
 	}
-	if !entries[0].Found || entries[1].Found || entries[2].Found || string(entries[3].Record.Value) != "x" ||
-		entries[1].HasTombstone || entries[2].Tombstone != ts {
-		t.Errorf("MultiGet = %+v", entries)
+	if e := entry(t, db, "none"); e.Found || e.HasTombstone {
+		t.Errorf("never written: %+v", e)
 	}
 	put(t, db, "k", "again")
-	entries, err = db.MultiGet([][]byte{[]byte("k")})
-	if err != nil || !entries[0].Found || entries[0].HasTombstone {
-		t.Errorf("after putting a deleted key: %+v, %v", entries, err)
+	if e := entry(t, db, "k"); !e.Found || e.HasTombstone || string(e.Record.Value) != "again" {
+		t.Errorf("after putting a deleted key: %+v", e)
 	}
 	if got := db.Position().LSN.Index; got != 4 {
 		t.Errorf("index %d after 4 changes", got)
@@ -395,14 +396,13 @@ func TestClosed(t *testing.T) {
 		t.Errorf("waiting tail: %v", err)
 	}
 	_, _, getErr := db.Get([]byte("k"))
-	_, multiErr := db.MultiGet([][]byte{[]byte("k")})
 	_, updateErr := db.Update(t.Context(), []byte("k"), nil)
 	_, applyErr := db.Apply(t.Context(), testBatch(0, 1))
 	_, beginErr := db.BeginEpoch(t.Context(), 1, 0)
 	_, flushErr := db.FlushAll(t.Context())
 	_, statsErr := db.Stats()
 	_, snapErr := db.Snapshot()
-	for i, err := range []error{getErr, multiErr, updateErr, applyErr, beginErr, flushErr, statsErr, snapErr, db.Close(), db.Wipe()} {
+	for i, err := range []error{getErr, updateErr, applyErr, beginErr, flushErr, statsErr, snapErr, db.Close(), db.Wipe()} {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("call %d: %v", i, err)
 		}
@@ -741,4 +741,18 @@ func TestDiskFull(t *testing.T) {
 	if err := update(); err != nil {
 		t.Error(err)
 	}
+}
+
+// entry returns what is known of a key.
+func entry(t testing.TB, db *DB, key string) (e Entry) {
+	t.Helper()
+	_, err := db.Update(t.Context(), []byte(key), func(known Entry) Change {
+		e = known
+		e.Record.Value = bytes.Clone(known.Record.Value)
+		return Change{}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
 }

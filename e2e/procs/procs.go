@@ -30,6 +30,10 @@ type Options struct {
 	Zones []string
 	// ReplicationMode is sync (default) or async.
 	ReplicationMode string
+	// Spec holds further lines of the FlareCluster's spec, indented by two spaces.
+	Spec string
+	// FlaredArgs are further options of every flared.
+	FlaredArgs []string
 }
 
 // Cluster is a running set of processes.
@@ -84,7 +88,7 @@ func (c *Cluster) start() error {
 	}
 	c.Manifest = filepath.Join(o.Dir, "cluster.yaml")
 	c.ConfigDir = filepath.Join(state, "config")
-	if err := c.WriteSpec(""); err != nil {
+	if err := c.WriteSpec(o.Spec); err != nil {
 		return err
 	}
 	// index, gRPC, HTTP, metrics; then five a node.
@@ -119,9 +123,9 @@ func (c *Cluster) start() error {
 		if err != nil {
 			return err
 		}
-		n.Flared, err = c.process(fmt.Sprintf("flared%d", i), "flared",
-			"--server-name="+host, "--server-port="+port, "--data-dir="+n.DataDir,
-			"--index-servers="+c.IndexAddr, "--agent-socket="+sock)
+		n.Flared, err = c.process(fmt.Sprintf("flared%d", i), "flared", append([]string{
+			"--server-name=" + host, "--server-port=" + port, "--data-dir=" + n.DataDir,
+			"--index-servers=" + c.IndexAddr, "--agent-socket=" + sock}, o.FlaredArgs...)...)
 		if err != nil {
 			return err
 		}
