@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,20 +31,23 @@ const (
 // A conn is one connection from a client, a node or the index. All of it
 // belongs to the goroutine that serves it, except the atomic fields.
 //
-// Requests are executed as they are read. What has to be waited for - another
-// node's answer, the replicas' acknowledgement - leaves a place in the output
-// and is settled when there is nothing more to read, so that pipelined
-// requests share the waiting. Requests for one key are never reordered.
+// Requests are executed as they are read. What has to be waited for - the
+// commit, the replicas' acknowledgement, another node's answer - leaves a place
+// in the output and is settled when there is nothing more to read, so that
+// pipelined requests share the waiting. Requests for one key are never reordered.
 type conn struct {
 	s  *Server
 	nc net.Conn
 	r  *text.Reader
 	w  writer
 
-	req     text.Request
-	out     []byte // answers not yet written
-	spare   []byte
-	pending []pending // places in out, in order
+	req       text.Request
+	out       []byte    // answers not yet written; nil while there is nothing to answer
+	buf       *[]byte   // that out came from
+	pending   []pending // places in out, in order
+	committed int       // of pending, commits before this one need no waiting
+
+	readBy, writeBy time.Time // deadlines set
 
 	head      []byte // first bytes of the last read, for logs
 	reserved  bool   // beyond the limit for clients: other nodes and the index only
@@ -60,10 +64,14 @@ type conn struct {
 type pending struct {
 	kind pendingKind
 	at   int // offset in out
-	size int // pendingCommit: length of the answer at at, which holds once lsn is replicated
+	size int // pendingCommit: length of the answer at at, which holds if all goes well
 
-	lsn  topology.LSN  // pendingCommit
-	hash uint64        // of the key
+	hash uint64 // of the key
+
+	execution        // pendingCommit
+	silent    bool   // no answer is wanted
+	failure   string // that the commit ended with
+
 	req  *text.Request // otherwise; owned
 	call *call         // may be nil
 	node string        // that call went to
@@ -76,6 +84,44 @@ const (
 	pendingWrite
 	pendingRead
 )
+
+// outputs are buffers for answers: a connection has one only while it has
+// something to answer, so that idle ones cost little.
+var outputs = sync.Pool{New: func() any {
+	b := make([]byte, 0, 4<<10)
+	return &b
+}}
+
+// keepOutput bounds the buffers that are used again.
+const keepOutput = 2 * flushSize
+
+// acquire gives the connection a buffer to answer into.
+func (c *conn) acquire() {
+	if c.buf == nil {
+		c.buf = outputs.Get().(*[]byte)
+		c.out = (*c.buf)[:0]
+	}
+}
+
+// release gives the buffer back; what is in it was written.
+func (c *conn) release() {
+	if c.buf == nil {
+		return
+	}
+	giveBack(c.buf, c.out)
+	c.buf, c.out = nil, nil
+	if cap(c.pending) > 2*maxPending {
+		c.pending = nil
+	}
+}
+
+// giveBack puts b, which began as what buf holds, where acquire finds it.
+func giveBack(buf *[]byte, b []byte) {
+	if cap(b) <= keepOutput {
+		*buf = b[:0]
+		outputs.Put(buf)
+	}
+}
 
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{s: s, nc: nc}
@@ -91,19 +137,33 @@ func (c *conn) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	c.op.Store(uint32(text.CmdNone))
-	deadline := time.Now().Add(c.s.live.Load().NetReadTimeout)
-	c.nc.SetReadDeadline(deadline)
+	c.release()
+	now := time.Now()
 	if c.draining.Load() {
-		if end := c.s.drainEnd(); time.Now().After(end) {
+		if now.After(c.s.drainEnd()) {
 			return 0, io.EOF
 		}
-		c.nc.SetReadDeadline(time.Now().Add(drainGrace))
+		c.nc.SetReadDeadline(now.Add(drainGrace))
+	} else if timeout := c.s.live.Load().NetReadTimeout; overdue(c.readBy, now, timeout, timeout/16) {
+		c.readBy = now.Add(timeout)
+		c.nc.SetReadDeadline(c.readBy)
+		if c.draining.Load() {
+			c.nc.SetReadDeadline(now.Add(drainGrace))
+		}
 	}
 	n, err := c.nc.Read(p)
 	c.s.counters.traffic.read.Add(uint64(n))
 	c.head = append(c.head[:0], p[:min(n, 32)]...)
 	c.r.SetMaxValue(int(c.s.live.Load().MaxValueSize))
 	return n, err
+}
+
+// overdue tells whether a deadline must be set anew to be the timeout from now,
+// less slack at most: to set one for every read would cost more than to parse
+// what was read.
+func overdue(deadline, now time.Time, timeout, slack time.Duration) bool {
+	left := deadline.Sub(now)
+	return left > timeout || left < timeout-slack
 }
 
 // drain asks the connection to end as soon as its client pauses.
@@ -115,7 +175,9 @@ func (c *conn) drain() {
 // serve answers requests until the connection ends. It closes nothing.
 func (c *conn) serve() {
 	for {
-		if err := c.r.ReadRequest(&c.req); err != nil {
+		err := c.r.ReadRequest(&c.req)
+		c.acquire()
+		if err != nil {
 			if !c.refuse(err) {
 				c.flush()
 				return
@@ -233,14 +295,15 @@ func (c *conn) write() {
 	node := ""
 	switch r := c.s.maps.table().routeWrite(req.Key(), req.Via); r.action {
 	case actLocal, actCopy:
-		out, lsn, state, reason := c.w.write(c.out, req, r)
+		out, e, state, reason := c.w.write(c.out, req, r)
 		switch state {
 		case gateOpen:
 			c.out = out
 			if req.NoReply {
 				c.out = c.out[:at]
-			} else if !lsn.IsZero() && c.s.replicated(req) {
-				c.pending = append(c.pending, pending{kind: pendingCommit, at: at, size: len(c.out) - at, lsn: lsn, hash: hash})
+			}
+			if e.commit != nil {
+				c.pending = append(c.pending, pending{kind: pendingCommit, at: at, size: len(c.out) - at, hash: hash, execution: e, silent: req.NoReply})
 			}
 			return
 		case gateRefuse:
@@ -270,14 +333,22 @@ func (c *conn) fail(out []byte) {
 	}
 }
 
-// order settles everything pending if it contains a request for the same key
-// that must not be overtaken.
+// order makes sure that a request for a key does not overtake what is pending
+// for it: a read sees the writes before it, and nothing overtakes what another
+// node executes.
 func (c *conn) order(hash uint64, write bool) {
 	for i := range c.pending {
 		p := &c.pending[i]
-		if p.hash == hash && (p.kind == pendingWrite || write && p.kind == pendingRead) {
+		if p.hash != hash {
+			continue
+		}
+		switch {
+		case p.kind == pendingWrite || write && p.kind == pendingRead:
 			c.settle()
 			return
+		case p.kind == pendingCommit && !write && i >= c.committed:
+			c.w.pipe.Wait()
+			c.committed = len(c.pending)
 		}
 	}
 }
@@ -288,21 +359,33 @@ func (c *conn) settle() {
 		return
 	}
 	// One wait, for the last position, covers all commits.
+	c.w.pipe.Wait()
 	var high topology.LSN
 	rebuild := false
 	for i := range c.pending {
-		if high.Less(c.pending[i].lsn) {
-			high = c.pending[i].lsn
+		p := &c.pending[i]
+		if p.kind != pendingCommit {
+			rebuild = true
+			continue
 		}
-		rebuild = rebuild || c.pending[i].kind != pendingCommit
+		lsn, err := p.commit.Result()
+		if err != nil {
+			p.failure = c.s.notCommitted(p.execution, err)
+			rebuild = true
+		} else if p.sync && high.Less(lsn) {
+			high = lsn
+		}
 	}
-	failed := !high.IsZero() && c.s.awaitReplicas(high) != nil
-	if !rebuild && !failed {
+	c.w.pipe.Reset()
+	c.committed = 0
+	late := !high.IsZero() && c.s.awaitReplicas(high) != nil
+	if !rebuild && !late {
 		c.pending = c.pending[:0]
 		return
 	}
 	deadline := time.Now().Add(c.s.failoverWait)
-	dst, from := c.spare[:0], 0
+	buf := outputs.Get().(*[]byte)
+	dst, from := (*buf)[:0], 0
 	for i := range c.pending {
 		p := &c.pending[i]
 		dst = append(dst, c.out[from:p.at]...)
@@ -310,9 +393,13 @@ func (c *conn) settle() {
 		switch p.kind {
 		case pendingCommit:
 			from += p.size
-			if failed {
+			switch {
+			case p.silent:
+			case p.failure != "":
+				dst = append(dst, p.failure...)
+			case late && p.sync:
 				dst = append(dst, text.ReplyReplicationTime...)
-			} else {
+			default:
 				dst = append(dst, c.out[p.at:from]...)
 			}
 		case pendingWrite:
@@ -328,7 +415,8 @@ func (c *conn) settle() {
 		}
 	}
 	dst = append(dst, c.out[from:]...)
-	c.out, c.spare = dst, c.out[:0]
+	giveBack(c.buf, c.out)
+	c.buf, c.out = buf, dst
 	clear(c.pending)
 	c.pending = c.pending[:0]
 }
@@ -342,20 +430,18 @@ func (c *conn) flush() error {
 	if len(c.out) == 0 {
 		return nil
 	}
-	c.nc.SetWriteDeadline(time.Now().Add(min(c.s.live.Load().NetReadTimeout, maxWriteTime)))
+	limit := min(c.s.live.Load().NetReadTimeout, maxWriteTime)
+	now := time.Now()
+	if overdue(c.writeBy, now, limit, limit/2) {
+		c.writeBy = now.Add(limit)
+		c.nc.SetWriteDeadline(c.writeBy)
+	}
 	if c.killed.Load() {
-		c.nc.SetWriteDeadline(time.Now().Add(killGrace))
+		c.nc.SetWriteDeadline(now.Add(killGrace))
 	}
 	n, err := c.nc.Write(c.out)
 	c.s.counters.traffic.written.Add(uint64(n))
 	c.out = c.out[:0]
-	// A large answer must not stay in memory for the rest of the connection.
-	if cap(c.out) > 4*flushSize {
-		c.out = nil
-	}
-	if cap(c.spare) > 4*flushSize {
-		c.spare = nil
-	}
 	c.lastFlush = err
 	return err
 }

@@ -36,15 +36,17 @@ const readTimeout = 3 * time.Second
 // A writer executes mutations on the local database. It belongs to one
 // goroutine and exists to keep a write free of allocations.
 type writer struct {
-	s   *Server
-	m   mutation
-	now int64
-	out outcome
-	fn  func(storage.Entry) storage.Change
+	s    *Server
+	pipe *storage.Pipeline
+	m    mutation
+	now  int64
+	out  outcome
+	fn   func(storage.Entry) storage.Change
 }
 
 func (w *writer) init(s *Server) {
 	w.s = s
+	w.pipe = s.db.NewPipeline(s.gate.leave)
 	w.fn = func(e storage.Entry) storage.Change {
 		w.out = decide(e, &w.m, w.now)
 		return w.out.change
@@ -58,11 +60,18 @@ var verbs = map[text.Command]verb{
 	text.CmdTouch: verbTouch, text.CmdGat: verbGat,
 }
 
-// write executes a request if the gate lets it, and appends its answer to dst.
-// The position is that of the batch to wait for before the answer may be sent,
-// zero if there is nothing to wait for. With a state other than gateOpen
-// nothing happened.
-func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, topology.LSN, gateState, string) {
+// An execution is a write whose answer stands only if it is committed.
+type execution struct {
+	commit  *storage.Commit // nil if there is nothing to commit
+	command text.Command
+	copied  bool // sent by the node that this one copies
+	sync    bool // the answer waits for the replicas
+}
+
+// write executes a request if the gate lets it, and appends its answer to dst;
+// finish tells whether that stands. With a state other than gateOpen nothing
+// happened.
+func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, execution, gateState, string) {
 	copied := r.action == actCopy
 	var state gateState
 	var reason string
@@ -72,7 +81,7 @@ func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, topology
 		state, reason = w.s.gate.enter(r.partition)
 	}
 	if state != gateOpen {
-		return dst, topology.LSN{}, state, reason
+		return dst, execution{}, state, reason
 	}
 	w.m = mutation{
 		verb:    verbs[req.Command],
@@ -87,34 +96,53 @@ func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, topology
 		w.m.version = req.Version
 	}
 	w.now = w.s.clock().Unix()
-	// The commit must not be given up half way: the gate counts on it.
-	lsn, err := w.s.db.Update(context.Background(), req.Key(), w.fn)
-	w.s.gate.leave()
-
-	switch {
-	case err == nil:
+	// The pipeline leaves the gate when the change is committed.
+	commit, err := w.pipe.Update(req.Key(), w.fn)
+	// Whoever sent a copy does not want to know how far it has come from here.
+	e := execution{commit: commit, command: req.Command, copied: copied, sync: !copied && !req.NoReply && w.s.replicated(req)}
+	if err == nil {
 		w.s.counters.executed(req.Command, w.out.verdict)
 		dst = w.reply(dst, req)
-	case errors.Is(err, storage.ErrNotBegun):
-		// The log went on without us between the gate and the commit: another node
-		// leads, and a map that says so is on its way. Nothing was written.
-		state, reason = gateWait, "not_begun"
-	case errors.Is(err, storage.ErrDiskFull):
-		w.s.limited.warn(w.s.logger, "write refused", "reason", "disk_full", "command", req.Command.String(), "error", err)
-		dst = text.AppendServerError(dst, "disk_full")
-	default:
-		w.s.limited.warn(w.s.logger, "write failed", "command", req.Command.String(), "error", err)
-		dst = append(dst, text.ReplyIOError...)
-	}
-	if copied && err != nil {
-		w.s.copying.missed(err)
-	}
-	if err != nil || copied {
-		// Whoever sent a copy does not want to know how far it has come from here.
-		lsn = topology.LSN{}
+	} else {
+		dst = append(dst, w.s.notCommitted(e, err)...)
 	}
 	w.m.data, w.out = nil, outcome{}
-	return dst, lsn, state, reason
+	return dst, e, gateOpen, ""
+}
+
+// finish waits until a write is committed, and for the replicas if the request
+// wants that. It returns the answer if one of them failed.
+func (w *writer) finish(e execution) (failure string) {
+	if e.commit == nil {
+		return ""
+	}
+	w.pipe.Wait()
+	lsn, err := e.commit.Result()
+	w.pipe.Reset()
+	switch {
+	case err != nil:
+		return w.s.notCommitted(e, err)
+	case e.sync && w.s.awaitReplicas(lsn) != nil:
+		return text.ReplyReplicationTime
+	}
+	return ""
+}
+
+// notCommitted is the answer to a write that was not committed.
+func (s *Server) notCommitted(e execution, err error) string {
+	if e.copied {
+		s.copying.missed(err)
+	}
+	reason, reply := "io_error", text.ReplyIOError
+	switch {
+	case errors.Is(err, storage.ErrNotBegun):
+		// The log went on without us although the gate was open: another node leads.
+		reason, reply = "not_master", "SERVER_ERROR not_master\r\n"
+	case errors.Is(err, storage.ErrDiskFull):
+		reason, reply = "disk_full", "SERVER_ERROR disk_full\r\n"
+	}
+	s.limited.warn(s.logger, "write failed", "reason", reason, "command", e.command.String(), "error", err)
+	return reply
 }
 
 func (w *writer) reply(dst []byte, req *text.Request) []byte {
@@ -201,14 +229,14 @@ func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, 
 			switch r := s.maps.table().routeWrite(req.Key(), req.Via); r.action {
 			case actLocal, actCopy:
 				n := len(dst)
-				var lsn topology.LSN
+				var e execution
 				var state gateState
 				var reason string
-				dst, lsn, state, reason = w.write(dst, req, r)
+				dst, e, state, reason = w.write(dst, req, r)
 				switch state {
 				case gateOpen:
-					if !lsn.IsZero() && s.replicated(req) && s.awaitReplicas(lsn) != nil {
-						dst = append(dst[:n], text.ReplyReplicationTime...)
+					if failure := w.finish(e); failure != "" {
+						dst = append(dst[:n], failure...)
 					}
 					return dst
 				case gateRefuse:
@@ -280,16 +308,19 @@ func appendCall(dst []byte, req *text.Request, c *call) []byte {
 
 // readLocal looks a key up in the own database. An error means that another
 // node has to be asked.
-func (s *Server) readLocal(dst, key []byte, withVersion bool) ([]byte, bool, error) {
-	r, found, err := s.db.Get(key)
+func (s *Server) readLocal(dst, key []byte, withVersion bool) (answered []byte, found bool, err error) {
+	now := s.clock().Unix()
+	_, err = s.db.View(key, func(r storage.Record) {
+		if !expired(r, now) {
+			found = true
+			dst = text.AppendValue(dst, key, r.Flags, r.Value, r.Version, withVersion)
+		}
+	})
 	if err != nil {
 		s.limited.warn(s.logger, "read failed", "error", err)
 		return dst, false, err
 	}
-	if !found || expired(r, s.clock().Unix()) {
-		return dst, false, nil
-	}
-	return text.AppendValue(dst, key, r.Flags, r.Value, r.Version, withVersion), true, nil
+	return dst, found, nil
 }
 
 // settleRead brings the read of one key to its end, like settleWrite. Unlike a

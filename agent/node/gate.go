@@ -30,7 +30,9 @@ func newGate(changed *broadcast) *gate {
 }
 
 // enter passes the gate for a write to a partition. When it returns gateOpen
-// the caller must call leave as soon as the write is committed locally.
+// leave must be called as soon as the write is committed locally, and not by who
+// may want to enter again before: a closing gate lets nobody in and waits for
+// everybody to leave.
 func (g *gate) enter(partition int) (gateState, string) {
 	g.mu.RLock()
 	if g.state == gateOpen && g.partition == partition {

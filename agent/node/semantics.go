@@ -2,6 +2,7 @@ package node
 
 import (
 	"math"
+	"slices"
 	"strconv"
 
 	"github.com/flarekv/flare/agent/storage"
@@ -66,8 +67,8 @@ func expired(r storage.Record, now int64) bool {
 }
 
 // decide is the whole of flare's record semantics: from what is known of a key
-// and a request it derives the change and the answer. It keeps no references
-// to e and only that of m.data in the change.
+// and a request it derives the change and the answer. The change may refer to
+// the value in e and to m.data; what the outcome answers with refers to neither.
 func decide(e storage.Entry, m *mutation, now int64) outcome {
 	alive := e.Found && !expired(e.Record, now)
 	// A deferred delete: the key counts as taken although it cannot be read.
@@ -87,6 +88,7 @@ func decide(e storage.Entry, m *mutation, now int64) outcome {
 		o := outcome{change: storage.Change{Op: storage.Put, Record: r}, verdict: verdictTouched}
 		if m.verb == verbGat {
 			o.verdict, o.record = verdictValue, r
+			o.record.Value = slices.Clone(r.Value)
 		}
 		return o
 	case verbAdd:

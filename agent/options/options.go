@@ -53,10 +53,11 @@ type Options struct {
 	ReconstructionInterval time.Duration // of a dump, after each record
 	ReconstructionBwlimit  int           // KiB/s, 0 for no limit
 
-	StorageCacheSize int   // tombstones
-	BlockCacheSizeMB int64 // MiB
-	TimeWatcher      TimeWatcher
-	RocksDB          RocksDB
+	StorageCacheSize  int   // tombstones
+	RecordCacheSizeMB int64 // MiB
+	BlockCacheSizeMB  int64 // MiB
+	TimeWatcher       TimeWatcher
+	RocksDB           RocksDB
 
 	ClusterReplication ClusterReplication
 }
@@ -113,6 +114,7 @@ func Default() Options {
 		ReplicationType:    Sync,
 		ReplicationTimeout: 2 * time.Second,
 		StorageCacheSize:   65536,
+		RecordCacheSizeMB:  64,
 		BlockCacheSizeMB:   64,
 		RocksDB: RocksDB{
 			WALTTLSeconds:          3 * 60 * 60,

@@ -36,6 +36,7 @@ func TestDefaults(t *testing.T) {
 		"replication-type":                            "sync",
 		"replication-timeout":                         "2000",
 		"reconstruction-bwlimit":                      "0",
+		"record-cache-size-mb":                        "64",
 		"block-cache-size-mb":                         "64",
 		"rocksdb-wal-ttl-seconds":                     "10800",
 		"rocksdb-wal-size-limit-mb":                   "0",

@@ -93,6 +93,8 @@ var table = []spec{
 
 	number("storage-cache-size", "tombstones", 1, 1<<24, restart, "deleted keys whose version is remembered, oldest forgotten first; must be the same on all nodes of a partition",
 		func(o *Options) *int { return &o.StorageCacheSize }, 1),
+	number("record-cache-size-mb", "MiB", 0, 1<<20, restart, "memory for hot records, from which reads are answered without asking the database; an entry larger than a thousandth of it is not kept; 0: none",
+		func(o *Options) *int64 { return &o.RecordCacheSizeMB }, 1),
 	number("block-cache-size-mb", "MiB", 1, 1<<20, restart, "memory for uncompressed blocks of the database",
 		func(o *Options) *int64 { return &o.BlockCacheSizeMB }, 1),
 

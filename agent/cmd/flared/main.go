@@ -193,6 +193,7 @@ func openDatabase(opts options.Options, signals <-chan os.Signal, logger *slog.L
 			WALTTL:        time.Duration(opts.RocksDB.WALTTLSeconds) * time.Second,
 			WALSizeLimit:  opts.RocksDB.WALSizeLimitMB << 20,
 			MaxBatchBytes: int(opts.RocksDB.WALMaxBatchBytes),
+			RecordCache:   opts.RecordCacheSizeMB << 20,
 			BlockCache:    opts.BlockCacheSizeMB << 20,
 			Tombstones:    opts.StorageCacheSize,
 			Logger:        logger,

@@ -113,8 +113,14 @@ func TestStorageCacheSize(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := db.MultiGet([][]byte{[]byte("a"), []byte("b"), []byte("c")})
-	if err != nil || got[0].HasTombstone || !got[1].HasTombstone || !got[2].HasTombstone {
-		t.Errorf("tombstones %+v, %v", got, err)
+	for key, want := range map[string]bool{"a": false, "b": true, "c": true} {
+		if _, err := db.Update(t.Context(), []byte(key), func(e storage.Entry) storage.Change {
+			if e.HasTombstone != want {
+				t.Errorf("%s: tombstone %v, want %v", key, e.HasTombstone, want)
+			}
+			return storage.Change{}
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
