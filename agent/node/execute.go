@@ -27,7 +27,7 @@ const (
 const retryPause = 100 * time.Millisecond
 
 // loopPause is the same for a request that another node's map sent back: maps
-// reach all nodes at about the same time.
+// reach all nodes at about the same time. It doubles with each time.
 const loopPause = 20 * time.Millisecond
 
 // readTimeout bounds a read at another node; the next one is asked then.
@@ -204,12 +204,9 @@ func (s *Server) forward(node string, req *text.Request, now time.Time) *call {
 	fwd.NoReply = false
 	fwd.Exptime = text.Expiry(fwd.Exptime, now.Unix())
 	via := append(slices.Clip(req.Via), s.self)
-	c := &call{hop: len(via), deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
-	switch req.Command {
-	case text.CmdGet, text.CmdGets:
-		c.shape, c.deadline = shapeValues, now.Add(readTimeout)
-	case text.CmdGat:
-		c.shape = shapeGat
+	c := &call{hop: len(via), shape: shapeOf(req.Command), deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
+	if c.shape == shapeValues {
+		c.deadline = now.Add(readTimeout)
 	}
 	c.request = text.AppendRequest(nil, &fwd, via)
 	s.peers.submit(node, uint32(s.hash(req.Key())>>32), c)
@@ -221,7 +218,7 @@ func (s *Server) forward(node string, req *text.Request, now time.Time) *call {
 // executed, routes the request by whatever map is in force then, until the
 // deadline. Its answer is appended to dst.
 func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, deadline time.Time) []byte {
-	for {
+	for again := loopPause; ; {
 		wake := s.changed.wait()
 		failure := text.ReplyProxyFailure
 		pause := time.Until(deadline)
@@ -270,9 +267,11 @@ func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, 
 				return append(dst, text.ReplyProxyError...)
 			}
 			c = nil
-			pause = min(pause, retryPause)
-			if failure == replyRoutingLoop {
-				pause = min(pause, loopPause)
+			if failure != replyRoutingLoop {
+				pause = min(pause, retryPause)
+			} else {
+				pause = min(pause, again)
+				again *= 2
 			}
 		}
 		if time.Until(deadline) <= 0 {
@@ -328,11 +327,11 @@ func (s *Server) readLocal(dst, key []byte, withVersion bool) (answered []byte, 
 // nobody answers until the deadline counts as not found.
 func (s *Server) settleRead(dst []byte, req *text.Request, c *call, node string, deadline time.Time) ([]byte, bool) {
 	key, withVersion := req.Key(), req.Command == text.CmdGets
-	var avoid []string
+	var avoid, useless []string // not reached; reached, but do not answer such a request
 	for {
 		wake := s.changed.wait()
 		if c == nil {
-			switch r := s.maps.table().routeRead(key, req.Via, avoid, rand.Uint32()); r.action {
+			switch r := s.maps.table().routeRead(key, req.Via, slices.Concat(avoid, useless), rand.Uint32()); r.action {
 			case actLocal:
 				dst, found, err := s.readLocal(dst, key, withVersion)
 				if err == nil {
@@ -343,6 +342,9 @@ func (s *Server) settleRead(dst []byte, req *text.Request, c *call, node string,
 				node = r.to
 				c = s.forward(node, req, s.clock())
 			case actWait:
+				if len(avoid) == 0 && len(useless) > 0 {
+					return dst, false // waiting does not make them answer
+				}
 				if time.Until(deadline) <= 0 || !s.pause(wake, min(retryPause, time.Until(deadline))) {
 					return dst, false
 				}
@@ -369,8 +371,11 @@ func (s *Server) settleRead(dst []byte, req *text.Request, c *call, node string,
 			s.limited.warn(s.logger, "read answered as not found", "reason", "max_total_thread_queue", "error", c.err)
 			return dst, false
 		}
-		// Not answered, or with an error line.
-		avoid = append(avoid, node)
+		if c.err == nil || errors.Is(c.err, text.ErrMalformed) {
+			useless = append(useless, node)
+		} else {
+			avoid = append(avoid, node)
+		}
 		c = nil
 	}
 }

@@ -267,16 +267,21 @@ type tune func(*testNode)
 
 func startNode(t testing.TB, x *testIndex, tunes ...tune) *testNode {
 	t.Helper()
-	n := &testNode{t: t, dir: t.TempDir(), index: x, opts: options.Default()}
-	n.opts.ServerName = "127.0.0.1"
-	n.opts.IndexServers = []string{x.addr()}
-	n.opts.ReplicationTimeout = time.Second
+	n := &testNode{t: t, dir: t.TempDir(), index: x, opts: startOptions(x)}
 	for _, f := range tunes {
 		f(n)
 	}
 	n.start()
 	t.Cleanup(func() { n.kill() })
 	return n
+}
+
+func startOptions(x *testIndex) options.Options {
+	o := options.Default()
+	o.ServerName = "127.0.0.1"
+	o.IndexServers = []string{x.addr()}
+	o.ReplicationTimeout = time.Second
+	return o
 }
 
 // start runs the node and waits until it serves.

@@ -7,7 +7,6 @@ import (
 	"iter"
 	"log/slog"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,16 +33,6 @@ var (
 	// errQueueFull marks a request that was not sent because max-total-thread-queue
 	// others are waiting. Trying it again would only make that worse.
 	errQueueFull = errors.New("too many requests wait for other nodes")
-)
-
-// replyShape tells how to find the end of an answer.
-type replyShape uint8
-
-const (
-	shapeLine   replyShape = iota // one line
-	shapeValues                   // VALUE block if found, then END
-	shapeGat                      // VALUE block without END, or one line
-	shapeKeys                     // KEY lines, then END; or one line
 )
 
 // A linkKind separates requests that must not stand behind each other: reads
@@ -261,7 +250,10 @@ func (l *link) drop(conn net.Conn, why error) {
 	}
 	l.conn = nil
 	conn.Close()
-	for _, c := range l.inflight {
+	for i, c := range l.inflight {
+		if i == 1 && errors.Is(why, text.ErrMalformed) {
+			why = errors.New("what answers it cannot be told any more")
+		}
 		c.finish(fmt.Errorf("%w by %s: %w", errInFlight, l.node, why))
 	}
 	l.inflight = nil
@@ -411,43 +403,6 @@ func (l *link) read(conn net.Conn) {
 		l.mu.Unlock()
 		c.finish(nil)
 	}
-}
-
-// readReply reads one answer into c, copying it.
-func readReply(r *text.ReplyReader, c *call) error {
-	var it text.Item
-	if err := r.Next(&it); err != nil {
-		return err
-	}
-	for size := 0; it.Kind == text.KindKey && c.shape == shapeKeys; {
-		if size += len(it.Key); size > maxKeysBytes {
-			return errTooManyKeys
-		}
-		c.keys = append(c.keys, slices.Clone(it.Key))
-		if err := r.Next(&it); err != nil {
-			return err
-		}
-	}
-	switch {
-	case it.Kind == text.KindValue && c.shape != shapeLine && c.shape != shapeKeys:
-		v := &it.Value
-		c.found = true
-		c.record = storage.Record{Flags: v.Flags, Expire: v.Expire, Version: v.Version, Value: slices.Clone(v.Data)}
-		if c.shape == shapeGat {
-			return nil
-		}
-		reply, err := r.ReadReply()
-		if err == nil && reply.Code != text.CodeEnd {
-			err = fmt.Errorf("%w: %s instead of END", text.ErrMalformed, reply)
-		}
-		return err
-	case it.Kind == text.KindReply:
-		if c.shape != shapeValues && c.shape != shapeKeys || it.Reply.Code != text.CodeEnd {
-			c.line = slices.Clone(it.Reply.Line)
-		}
-		return nil
-	}
-	return fmt.Errorf("%w: a %s line where a result was expected", text.ErrMalformed, it.Kind)
 }
 
 // traffic counts bytes on all sockets.
