@@ -14,6 +14,7 @@ var commands = text.Commands(
 	text.CmdCas, text.CmdIncr, text.CmdDecr, text.CmdDelete, text.CmdTouch, text.CmdGat, text.CmdFlushAll,
 	text.CmdKeys, text.CmdDump, text.CmdDumpKey, text.CmdShow, text.CmdKill,
 	text.CmdPing, text.CmdVersion, text.CmdVerbosity, text.CmdStats, text.CmdQuit, text.CmdNodeSync, text.CmdReplicate,
+	text.CmdOrphanScan, text.CmdOrphanPurge,
 )
 
 // command answers what is not about keys; false ends the connection.
@@ -37,6 +38,8 @@ func (s *Server) command(c *conn, req *text.Request) bool {
 		c.keys(req)
 	case text.CmdDump, text.CmdDumpKey:
 		return c.dump(req)
+	case text.CmdOrphanScan, text.CmdOrphanPurge:
+		return c.orphans(req)
 	case text.CmdKill:
 		if s.tasks.kill(req.ThreadID) {
 			c.out = append(c.out, text.ReplyOK...)

@@ -224,8 +224,8 @@ func (s *Server) removeUnseen(ctx context.Context, seen *keySet) (removed uint64
 func (s *Server) dumpRequest(d duty, share int) text.Dump {
 	o := s.live.Load()
 	req := text.Dump{
-		Wait:      o.ReconstructionInterval.Microseconds(),
 		Partition: d.partition, Partitions: d.partitions,
+		Wait:      o.ReconstructionInterval.Microseconds(),
 		Bandwidth: int64(o.ReconstructionBwlimit),
 	}
 	if req.Bandwidth > 0 {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/flarekv/flare/proto/topology"
 )
@@ -20,6 +21,7 @@ type nodeMap struct {
 	logger  *slog.Logger
 	changed *broadcast
 	netmask int // proxy-prior-netmask
+	clock   func() time.Time
 
 	mu      sync.Mutex // serialises set
 	version uint64
@@ -80,6 +82,10 @@ func (m *nodeMap) install(next topology.Map, resolver *topology.Resolver) {
 	}
 	t := newTable(m.self, next, view, resolver)
 	t.preferNear(m.netmask)
+	t.outdated = err != nil
+	if t.since = m.clock(); former != nil && former.sameOwners(t) {
+		t.since = former.since
+	}
 	if former == nil || former.own != t.own || former.known != t.known {
 		m.logger.Info("own entry in the node map changed", "version", next.Version,
 			"known", t.known, "role", t.own.Role.String(), "state", t.own.State.String(),

@@ -190,7 +190,8 @@ func (c *conn) describe() taskInfo {
 // a client that does not read it at once does not get it.
 func (c *conn) kill() {
 	c.killed.Store(true)
-	if cmd := text.Command(c.op.Load()); cmd == text.CmdDump || cmd == text.CmdDumpKey {
+	switch text.Command(c.op.Load()) {
+	case text.CmdDump, text.CmdDumpKey, text.CmdOrphanScan, text.CmdOrphanPurge:
 		c.nc.SetWriteDeadline(time.Now().Add(killGrace))
 		return
 	}

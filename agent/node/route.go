@@ -2,6 +2,7 @@ package node
 
 import (
 	"slices"
+	"time"
 
 	"github.com/flarekv/flare/proto/topology"
 )
@@ -49,6 +50,16 @@ type table struct {
 	known    bool          // whether the map has one
 	parts    []part        // of view, index = partition
 	copies   bool          // this node may have to execute what a master executed
+	outdated bool          // view is not of this map
+	since    time.Time     // when a map first said of every key what this one says
+}
+
+// sameOwners tells whether two tables agree on which node has to have which key,
+// as far as this node is concerned.
+func (t *table) sameOwners(other *table) bool {
+	return len(t.parts) == len(other.parts) && (t.view.Preparing == nil) == (other.view.Preparing == nil) &&
+		t.outdated == other.outdated && t.resolver == other.resolver && t.known == other.known &&
+		t.own.Role == other.own.Role && t.own.State == other.own.State && t.own.Partition == other.own.Partition
 }
 
 // A part is what routing needs to know of one partition.

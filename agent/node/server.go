@@ -85,6 +85,8 @@ type Server struct {
 	items   itemCount
 	tasks   *registry
 	dumping atomic.Bool // there is a dump or dump_key
+	orphans orphanWork
+	sweeper *sweeper
 
 	counters counters
 	status   statusKeeper
@@ -131,9 +133,10 @@ func New(cfg Config) (*Server, error) {
 	s.started = s.clock()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.watcher = newAccessWatcher(s.db, s.logger)
+	s.sweeper = newSweeper(s)
 	s.apply(cfg.Options)
 	s.maps = newNodeMap(s.self, s.changed, s.logger)
-	s.maps.netmask = cfg.Options.ProxyPriorNetmask
+	s.maps.netmask, s.maps.clock = cfg.Options.ProxyPriorNetmask, s.clock
 	s.gate = newGate(s.changed)
 	s.tasks = newRegistry()
 	s.peers = newPeers(&s.counters.traffic, s.tasks, s.threadType, cfg.Options.ProxyConcurrency,
@@ -198,6 +201,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stopRoles()
 	background.Go(func() { s.roles.run(roleCtx) })
 	background.Go(func() { s.watcher.run(s.ctx) })
+	background.Go(func() { s.sweeper.run(s.ctx) })
 	accepted := make(chan error, 2)
 	background.Go(func() { accepted <- s.accept(s.listener) })
 	if socket != nil {

@@ -165,6 +165,9 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		DataPartition:    agentv1.OptionalPartition(pos.Partition),
 		History:          pos.History,
 		Connections:      uint32(s.connections()),
+		ExpirySweep: &agentv1.ExpirySweep{
+			Walks: s.sweeper.walks.Load(), Removed: s.sweeper.removed.Load(), RemovedBytes: s.sweeper.bytes.Load(),
+		},
 	}
 	st.Serving = st.NotServingReason == ""
 	if t := s.maps.table(); t != nil && t.known {

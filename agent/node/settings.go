@@ -187,4 +187,5 @@ func (s *Server) apply(o options.Options) {
 	s.db.SetRetention(time.Duration(o.RocksDB.WALTTLSeconds)*time.Second, o.RocksDB.WALSizeLimitMB<<20)
 	s.db.SetMaxBatchBytes(int(o.RocksDB.WALMaxBatchBytes))
 	s.watcher.set(o.TimeWatcher)
+	s.sweeper.changed()
 }

@@ -135,6 +135,9 @@ func (s *Server) appendStats(dst []byte) ([]byte, error) {
 	num("threads", connections)
 	num("pool_threads", 0)
 	num("node_map_version", s.maps.mapVersion())
+	num("expiry_sweep_walks", s.sweeper.walks.Load())
+	num("expiry_sweep_removed", s.sweeper.removed.Load())
+	num("expiry_sweep_removed_bytes", s.sweeper.bytes.Load())
 	dst = s.appendLogStats(dst, st)
 	return append(dst, text.ReplyEnd...), nil
 }

@@ -53,6 +53,9 @@ type Options struct {
 	ReconstructionInterval time.Duration // of a dump, after each record
 	ReconstructionBwlimit  int           // KiB/s, 0 for no limit
 
+	ExpirySweepInterval time.Duration // 0: never
+	ExpirySweepRate     int           // records a second
+
 	StorageCacheSize  int   // tombstones
 	RecordCacheSizeMB int64 // MiB
 	BlockCacheSizeMB  int64 // MiB
@@ -104,18 +107,20 @@ type RocksDB struct {
 // Default returns the options of a flared that was told nothing.
 func Default() Options {
 	return Options{
-		ServerPort:         12121,
-		IndexServerPort:    12120,
-		LogLevel:           slog.LevelInfo,
-		MaxConnection:      10000,
-		MaxValueSize:       64 << 20,
-		NetReadTimeout:     600 * time.Second,
-		ProxyConcurrency:   2,
-		ReplicationType:    Sync,
-		ReplicationTimeout: 2 * time.Second,
-		StorageCacheSize:   65536,
-		RecordCacheSizeMB:  64,
-		BlockCacheSizeMB:   64,
+		ServerPort:          12121,
+		IndexServerPort:     12120,
+		LogLevel:            slog.LevelInfo,
+		MaxConnection:       10000,
+		MaxValueSize:        64 << 20,
+		NetReadTimeout:      600 * time.Second,
+		ProxyConcurrency:    2,
+		ReplicationType:     Sync,
+		ReplicationTimeout:  2 * time.Second,
+		ExpirySweepInterval: time.Hour,
+		ExpirySweepRate:     10000,
+		StorageCacheSize:    65536,
+		BlockCacheSizeMB:    64,
+		RecordCacheSizeMB:   64,
 		RocksDB: RocksDB{
 			WALTTLSeconds:          3 * 60 * 60,
 			ResyncFailureThreshold: 3,

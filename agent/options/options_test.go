@@ -23,6 +23,8 @@ func TestDefaults(t *testing.T) {
 		"proxy-prior-netmask":                         "0",
 		"max-total-thread-queue":                      "0",
 		"reconstruction-interval":                     "0",
+		"expiry-sweep-interval":                       "3600",
+		"expiry-sweep-rate":                           "10000",
 		"storage-cache-size":                          "65536",
 		"time-watcher-enabled":                        "false",
 		"time-watcher-polling-interval-msec":          "0",

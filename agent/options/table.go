@@ -91,6 +91,11 @@ var table = []spec{
 	number("reconstruction-bwlimit", "KiB/s", 0, 1<<24, live, "rate at which this node copies another's database, as files or as a dump; 0: no limit",
 		func(o *Options) *int { return &o.ReconstructionBwlimit }, 1),
 
+	number("expiry-sweep-interval", "seconds", 0, 31536000, live, "time between two walks over all records in which a master removes those that have expired; 0: they are never removed from the disk",
+		func(o *Options) *time.Duration { return &o.ExpirySweepInterval }, time.Second),
+	number("expiry-sweep-rate", "records", 1, 1<<24, live, "records a second that such a walk looks at",
+		func(o *Options) *int { return &o.ExpirySweepRate }, 1),
+
 	number("storage-cache-size", "tombstones", 1, 1<<24, restart, "deleted keys whose version is remembered, oldest forgotten first; must be the same on all nodes of a partition",
 		func(o *Options) *int { return &o.StorageCacheSize }, 1),
 	number("record-cache-size-mb", "MiB", 0, 1<<20, restart, "memory for hot records, from which reads are answered without asking the database; an entry larger than a thousandth of it is not kept; 0: none",

@@ -86,9 +86,10 @@ type Agent struct {
 
 	mu      sync.Mutex
 	state   State
-	status  *agentv1.AgentStatus // of state; read only
-	changed chan struct{}        // closed when status is replaced
-	apply   func(Apply)          // starts sending a file; nil before Serve
+	status  *agentv1.AgentStatus      // of state; read only
+	changed chan struct{}             // closed when status is replaced
+	apply   func(Apply)               // starts sending a file; nil before Serve
+	node    agentv1.NodeServiceClient // flared; nil before Serve
 }
 
 // New returns an agent that does nothing yet. It registers its metrics in
@@ -153,6 +154,7 @@ func (a *Agent) Serve(ctx context.Context, l Listeners) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	a.mu.Lock()
+	a.node = node
 	a.apply = func(act Apply) {
 		a.applying.Go(func() { a.applyFile(ctx, node, act) })
 	}

@@ -59,7 +59,8 @@ func startFlared(t *testing.T, socket, instance string) *fakeFlared {
 	f := &fakeFlared{socket: socket, changed: make(chan struct{}), running: options.Default(), server: grpc.NewServer(),
 		status: &agentv1.NodeStatus{Node: "flare-0.flare-nodes:12121", Instance: instance, Version: "9", Serving: true,
 			Role: agentv1.Role_ROLE_MASTER, State: agentv1.State_STATE_ACTIVE, Partition: new(uint32(0)), Lsn: &agentv1.Lsn{Epoch: 1, Index: 7},
-			Replicas: []*agentv1.ReplicaStatus{{Node: "flare-1.flare-nodes:12121", Connected: true, InSync: true, LagBatches: 3}}}}
+			ExpirySweep: &agentv1.ExpirySweep{Walks: 2, Removed: 9, RemovedBytes: 81},
+			Replicas:    []*agentv1.ReplicaStatus{{Node: "flare-1.flare-nodes:12121", Connected: true, InSync: true, LagBatches: 3}}}}
 	agentv1.RegisterNodeServiceServer(f.server, f)
 	os.Remove(socket)
 	l, err := net.Listen("unix", socket)
@@ -111,6 +112,26 @@ func (f *fakeFlared) WatchNode(_ *agentv1.WatchNodeRequest, stream grpc.ServerSt
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// ScanOrphans tells two steps and is then refused, as flared does it.
+func (f *fakeFlared) ScanOrphans(_ *agentv1.ScanOrphansRequest, stream grpc.ServerStreamingServer[agentv1.ScanOrphansResponse]) error {
+	for i := range uint64(2) {
+		if err := stream.Send(&agentv1.ScanOrphansResponse{Progress: &agentv1.OrphanProgress{Keys: i}}); err != nil {
+			return err
+		}
+	}
+	return refusal(codes.FailedPrecondition, "map_changing", "map_changing: the node map changed")
+}
+
+// PurgeOrphans removes as many as it is told to in a second, and then hangs for ever if
+// that is none.
+func (f *fakeFlared) PurgeOrphans(req *agentv1.PurgeOrphansRequest, stream grpc.ServerStreamingServer[agentv1.PurgeOrphansResponse]) error {
+	err := stream.Send(&agentv1.PurgeOrphansResponse{Progress: &agentv1.OrphanProgress{Orphans: uint64(req.GetRate()), Done: req.GetRate() > 0}})
+	if req.GetRate() == 0 {
+		<-stream.Context().Done()
+	}
+	return err
 }
 
 func (f *fakeFlared) ApplyOptions(ctx context.Context, req *agentv1.ApplyOptionsRequest) (*agentv1.ApplyOptionsResponse, error) {

@@ -48,6 +48,9 @@ var (
 	followingDesc = desc("flare_node_catch_up_connected", "On a slave: 1 while the stream from the master is connected.")
 	behindDesc    = desc("flare_node_catch_up_lag_batches", "On a slave: write batches between the master's position as last heard and its own.")
 	bytesDesc     = desc("flare_node_catch_up_bytes", "On a slave: bytes of a running copy of the database.", "kind")
+	walksDesc     = desc("flare_node_expiry_walks_total", "Walks over all records for expired ones that this node finished as a master.")
+	expiredDesc   = desc("flare_node_expired_removed_total", "Expired records that this node removed as a master.")
+	freedDesc     = desc("flare_node_expired_removed_bytes_total", "Bytes of the keys and values of these records.")
 	tiersDesc     = desc("flare_node_catch_ups_total", "How this node caught up as a replica since its process started.", "tier")
 )
 
@@ -56,7 +59,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		infoDesc, upDesc, readyDesc, restartsDesc, controllerDesc, rejectedDesc, configDesc, generationDesc, changedDesc, optionsDesc, appliesDesc,
 		startDesc, servingDesc, roleDesc, stateDesc, partitionDesc, mapDesc, epochDesc, indexDesc, connectionsDesc,
-		replicaUpDesc, replicaSyncDesc, replicaLagDesc, replicaAgeDesc, followingDesc, behindDesc, bytesDesc, tiersDesc,
+		replicaUpDesc, replicaSyncDesc, replicaLagDesc, replicaAgeDesc, followingDesc, behindDesc, bytesDesc, tiersDesc, walksDesc, expiredDesc, freedDesc,
 	} {
 		ch <- d
 	}
@@ -109,6 +112,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(epochDesc, float64(n.GetLsn().GetEpoch()))
 	gauge(indexDesc, float64(n.GetLsn().GetIndex()))
 	gauge(connectionsDesc, float64(n.GetConnections()))
+	counter(walksDesc, n.GetExpirySweep().GetWalks())
+	counter(expiredDesc, n.GetExpirySweep().GetRemoved())
+	counter(freedDesc, n.GetExpirySweep().GetRemovedBytes())
 
 	shown := make(map[string]bool) // two metrics with the same labels would fail the scrape
 	for _, r := range n.GetReplicas() {

@@ -63,6 +63,10 @@ func AppendRequest(dst []byte, req *Request, via []string) []byte {
 		}
 	case CmdKill:
 		dst = appendInt(dst, req.ThreadID)
+	case CmdOrphanPurge:
+		if req.Rate > 0 {
+			dst = appendInt(dst, int64(req.Rate))
+		}
 	case CmdNodeSync:
 		if req.HasVersion {
 			dst = appendUint(dst, req.Version)

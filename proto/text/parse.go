@@ -171,6 +171,17 @@ func (p *parser) command() *ProtocolError {
 		}
 		req.ThreadID = id
 		return p.end()
+	case "orphan_scan":
+		req.Command = CmdOrphanScan
+		return p.end()
+	case "orphan_purge":
+		req.Command = CmdOrphanPurge
+		rate, ok := p.optionalInt(1, math.MaxInt32, 0)
+		if !ok {
+			return refuse(ReasonBadArguments)
+		}
+		req.Rate = int32(rate)
+		return p.end()
 	case "quit":
 		req.Command = CmdQuit
 		if e := p.end(); e != nil {

@@ -127,6 +127,9 @@ func TestReadRequest(t *testing.T) {
 		{"flush_all 10 noreply\r\n", "flush_all Exptime=10 NoReply"},
 		{"stats threads slave\r\n", "stats Args=threads,slave"},
 		{"kill 7\r\n", "kill ThreadID=7"},
+		{"orphan_scan\r\n", "orphan_scan"},
+		{"orphan_purge\r\n", "orphan_purge"},
+		{"orphan_purge 50\r\n", "orphan_purge Rate=50"},
 		{"quit now\r\nquit\r\n", `quit: bad_arguments ""|quit`},
 
 		// The list of nodes a request went through.
@@ -442,6 +445,7 @@ func TestRequestRoundTrip(t *testing.T) {
 		{Command: CmdStats}, {Command: CmdStats, Args: [][]byte{[]byte("nodes")}},
 		{Command: CmdShow, Args: [][]byte{[]byte("variables")}},
 		{Command: CmdKill, ThreadID: -4},
+		{Command: CmdOrphanScan}, {Command: CmdOrphanPurge}, {Command: CmdOrphanPurge, Rate: 7},
 		{Command: CmdNodeSync, Version: 4, HasVersion: true, Nodes: []topology.Node{
 			{Name: "n", Port: 1, Role: topology.Slave, State: topology.Ready, Partition: 2, Balance: 3, ThreadType: 16, Epoch: 5}}},
 		{Command: CmdNodeSync},

@@ -51,6 +51,7 @@ type Request struct {
 	Args [][]byte
 
 	ThreadID  int64           // kill
+	Rate      int32           // orphan_purge: keys a second, 0 if absent
 	Dump      Dump            // dump, dump_key
 	Node      NodeArgs        // node add, role, state, remove, hello, behind, shutdown
 	Nodes     []topology.Node // node sync

@@ -417,6 +417,181 @@ func (x *ConfigStatus) GetOptions() []*OptionStatus {
 	return nil
 }
 
+// OrphanScanRequest starts a count.
+type OrphanScanRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphanScanRequest) Reset() {
+	*x = OrphanScanRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphanScanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphanScanRequest) ProtoMessage() {}
+
+func (x *OrphanScanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphanScanRequest.ProtoReflect.Descriptor instead.
+func (*OrphanScanRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+// OrphanScanResponse tells how far the count is.
+type OrphanScanResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The count so far.
+	Progress      *OrphanProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphanScanResponse) Reset() {
+	*x = OrphanScanResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphanScanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphanScanResponse) ProtoMessage() {}
+
+func (x *OrphanScanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphanScanResponse.ProtoReflect.Descriptor instead.
+func (*OrphanScanResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *OrphanScanResponse) GetProgress() *OrphanProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// OrphanPurgeRequest starts a removal.
+type OrphanPurgeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Keys removed a second; 0 for flared's default, 1000.
+	Rate          uint32 `protobuf:"varint,1,opt,name=rate,proto3" json:"rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphanPurgeRequest) Reset() {
+	*x = OrphanPurgeRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphanPurgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphanPurgeRequest) ProtoMessage() {}
+
+func (x *OrphanPurgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphanPurgeRequest.ProtoReflect.Descriptor instead.
+func (*OrphanPurgeRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *OrphanPurgeRequest) GetRate() uint32 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+// OrphanPurgeResponse tells how far the removal is.
+type OrphanPurgeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The removals so far.
+	Progress      *OrphanProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphanPurgeResponse) Reset() {
+	*x = OrphanPurgeResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphanPurgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphanPurgeResponse) ProtoMessage() {}
+
+func (x *OrphanPurgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphanPurgeResponse.ProtoReflect.Descriptor instead.
+func (*OrphanPurgeResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *OrphanPurgeResponse) GetProgress() *OrphanProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 var File_flare_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_agent_proto_rawDesc = "" +
@@ -450,10 +625,20 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"changed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x1a\n" +
 	"\brejected\x18\x05 \x01(\bR\brejected\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x126\n" +
-	"\aoptions\x18\a \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions2\xba\x01\n" +
+	"\aoptions\x18\a \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions\"\x13\n" +
+	"\x11OrphanScanRequest\"P\n" +
+	"\x12OrphanScanResponse\x12:\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress\"(\n" +
+	"\x12OrphanPurgeRequest\x12\x12\n" +
+	"\x04rate\x18\x01 \x01(\rR\x04rate\"Q\n" +
+	"\x13OrphanPurgeResponse\x12:\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress2\xeb\x02\n" +
 	"\fAgentService\x12P\n" +
 	"\tGetStatus\x12 .flare.agent.v1.GetStatusRequest\x1a!.flare.agent.v1.GetStatusResponse\x12X\n" +
-	"\vWatchStatus\x12\".flare.agent.v1.WatchStatusRequest\x1a#.flare.agent.v1.WatchStatusResponse0\x01B7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
+	"\vWatchStatus\x12\".flare.agent.v1.WatchStatusRequest\x1a#.flare.agent.v1.WatchStatusResponse0\x01\x12U\n" +
+	"\n" +
+	"OrphanScan\x12!.flare.agent.v1.OrphanScanRequest\x1a\".flare.agent.v1.OrphanScanResponse0\x01\x12X\n" +
+	"\vOrphanPurge\x12\".flare.agent.v1.OrphanPurgeRequest\x1a#.flare.agent.v1.OrphanPurgeResponse0\x01B7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_flare_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -467,7 +652,7 @@ func file_flare_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_agent_proto_rawDescData
 }
 
-var file_flare_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_flare_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_flare_agent_v1_agent_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: flare.agent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 1: flare.agent.v1.GetStatusResponse
@@ -475,29 +660,40 @@ var file_flare_agent_v1_agent_proto_goTypes = []any{
 	(*WatchStatusResponse)(nil),   // 3: flare.agent.v1.WatchStatusResponse
 	(*AgentStatus)(nil),           // 4: flare.agent.v1.AgentStatus
 	(*ConfigStatus)(nil),          // 5: flare.agent.v1.ConfigStatus
-	(*NodeStatus)(nil),            // 6: flare.agent.v1.NodeStatus
-	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*OptionStatus)(nil),          // 9: flare.agent.v1.OptionStatus
+	(*OrphanScanRequest)(nil),     // 6: flare.agent.v1.OrphanScanRequest
+	(*OrphanScanResponse)(nil),    // 7: flare.agent.v1.OrphanScanResponse
+	(*OrphanPurgeRequest)(nil),    // 8: flare.agent.v1.OrphanPurgeRequest
+	(*OrphanPurgeResponse)(nil),   // 9: flare.agent.v1.OrphanPurgeResponse
+	(*NodeStatus)(nil),            // 10: flare.agent.v1.NodeStatus
+	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*OptionStatus)(nil),          // 13: flare.agent.v1.OptionStatus
+	(*OrphanProgress)(nil),        // 14: flare.agent.v1.OrphanProgress
 }
 var file_flare_agent_v1_agent_proto_depIdxs = []int32{
 	4,  // 0: flare.agent.v1.GetStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
 	4,  // 1: flare.agent.v1.WatchStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
-	6,  // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
+	10, // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
 	5,  // 3: flare.agent.v1.AgentStatus.config:type_name -> flare.agent.v1.ConfigStatus
-	7,  // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
-	8,  // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
-	8,  // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
-	9,  // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
-	0,  // 8: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
-	2,  // 9: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
-	1,  // 10: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
-	3,  // 11: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
-	10, // [10:12] is the sub-list for method output_type
-	8,  // [8:10] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	11, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
+	12, // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
+	12, // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
+	13, // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
+	14, // 8: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	14, // 9: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	0,  // 10: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
+	2,  // 11: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
+	6,  // 12: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
+	8,  // 13: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
+	1,  // 14: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
+	3,  // 15: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
+	7,  // 16: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
+	9,  // 17: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
+	14, // [14:18] is the sub-list for method output_type
+	10, // [10:14] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_agent_proto_init() }
@@ -512,7 +708,7 @@ func file_flare_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_agent_proto_rawDesc), len(file_flare_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

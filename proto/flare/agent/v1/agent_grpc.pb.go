@@ -21,6 +21,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AgentService_GetStatus_FullMethodName   = "/flare.agent.v1.AgentService/GetStatus"
 	AgentService_WatchStatus_FullMethodName = "/flare.agent.v1.AgentService/WatchStatus"
+	AgentService_OrphanScan_FullMethodName  = "/flare.agent.v1.AgentService/OrphanScan"
+	AgentService_OrphanPurge_FullMethodName = "/flare.agent.v1.AgentService/OrphanPurge"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -33,6 +35,15 @@ type AgentServiceClient interface {
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
 	// WatchStatus sends the status at once and then after each change.
 	WatchStatus(ctx context.Context, in *WatchStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatusResponse], error)
+	// OrphanScan counts the keys on this pod's node that belong to another
+	// partition under the present node map, as they are left when a partition is
+	// added. It sends its progress about once a second and ends with done.
+	OrphanScan(ctx context.Context, in *OrphanScanRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OrphanScanResponse], error)
+	// OrphanPurge removes them, on an active master and through its log, so that
+	// its replicas follow. It is refused, or stops, with the reason in the status'
+	// details: not_active_master, map_changing, owner_down, already_running,
+	// write_failed.
+	OrphanPurge(ctx context.Context, in *OrphanPurgeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OrphanPurgeResponse], error)
 }
 
 type agentServiceClient struct {
@@ -72,6 +83,44 @@ func (c *agentServiceClient) WatchStatus(ctx context.Context, in *WatchStatusReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_WatchStatusClient = grpc.ServerStreamingClient[WatchStatusResponse]
 
+func (c *agentServiceClient) OrphanScan(ctx context.Context, in *OrphanScanRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OrphanScanResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[1], AgentService_OrphanScan_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[OrphanScanRequest, OrphanScanResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_OrphanScanClient = grpc.ServerStreamingClient[OrphanScanResponse]
+
+func (c *agentServiceClient) OrphanPurge(ctx context.Context, in *OrphanPurgeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OrphanPurgeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[2], AgentService_OrphanPurge_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[OrphanPurgeRequest, OrphanPurgeResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_OrphanPurgeClient = grpc.ServerStreamingClient[OrphanPurgeResponse]
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -82,6 +131,15 @@ type AgentServiceServer interface {
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
 	// WatchStatus sends the status at once and then after each change.
 	WatchStatus(*WatchStatusRequest, grpc.ServerStreamingServer[WatchStatusResponse]) error
+	// OrphanScan counts the keys on this pod's node that belong to another
+	// partition under the present node map, as they are left when a partition is
+	// added. It sends its progress about once a second and ends with done.
+	OrphanScan(*OrphanScanRequest, grpc.ServerStreamingServer[OrphanScanResponse]) error
+	// OrphanPurge removes them, on an active master and through its log, so that
+	// its replicas follow. It is refused, or stops, with the reason in the status'
+	// details: not_active_master, map_changing, owner_down, already_running,
+	// write_failed.
+	OrphanPurge(*OrphanPurgeRequest, grpc.ServerStreamingServer[OrphanPurgeResponse]) error
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -97,6 +155,12 @@ func (UnimplementedAgentServiceServer) GetStatus(context.Context, *GetStatusRequ
 }
 func (UnimplementedAgentServiceServer) WatchStatus(*WatchStatusRequest, grpc.ServerStreamingServer[WatchStatusResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchStatus not implemented")
+}
+func (UnimplementedAgentServiceServer) OrphanScan(*OrphanScanRequest, grpc.ServerStreamingServer[OrphanScanResponse]) error {
+	return status.Error(codes.Unimplemented, "method OrphanScan not implemented")
+}
+func (UnimplementedAgentServiceServer) OrphanPurge(*OrphanPurgeRequest, grpc.ServerStreamingServer[OrphanPurgeResponse]) error {
+	return status.Error(codes.Unimplemented, "method OrphanPurge not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -148,6 +212,28 @@ func _AgentService_WatchStatus_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_WatchStatusServer = grpc.ServerStreamingServer[WatchStatusResponse]
 
+func _AgentService_OrphanScan_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(OrphanScanRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AgentServiceServer).OrphanScan(m, &grpc.GenericServerStream[OrphanScanRequest, OrphanScanResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_OrphanScanServer = grpc.ServerStreamingServer[OrphanScanResponse]
+
+func _AgentService_OrphanPurge_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(OrphanPurgeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AgentServiceServer).OrphanPurge(m, &grpc.GenericServerStream[OrphanPurgeRequest, OrphanPurgeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_OrphanPurgeServer = grpc.ServerStreamingServer[OrphanPurgeResponse]
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -164,6 +250,16 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchStatus",
 			Handler:       _AgentService_WatchStatus_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "OrphanScan",
+			Handler:       _AgentService_OrphanScan_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "OrphanPurge",
+			Handler:       _AgentService_OrphanPurge_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -205,6 +205,181 @@ func (x *ApplyOptionsResponse) GetOptions() []*OptionStatus {
 	return nil
 }
 
+// ScanOrphansRequest starts a count.
+type ScanOrphansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScanOrphansRequest) Reset() {
+	*x = ScanOrphansRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScanOrphansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScanOrphansRequest) ProtoMessage() {}
+
+func (x *ScanOrphansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScanOrphansRequest.ProtoReflect.Descriptor instead.
+func (*ScanOrphansRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+// ScanOrphansResponse tells how far the count is.
+type ScanOrphansResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The count so far.
+	Progress      *OrphanProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScanOrphansResponse) Reset() {
+	*x = ScanOrphansResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScanOrphansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScanOrphansResponse) ProtoMessage() {}
+
+func (x *ScanOrphansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScanOrphansResponse.ProtoReflect.Descriptor instead.
+func (*ScanOrphansResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ScanOrphansResponse) GetProgress() *OrphanProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// PurgeOrphansRequest starts a removal.
+type PurgeOrphansRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Keys removed a second; 0 for flared's default.
+	Rate          uint32 `protobuf:"varint,1,opt,name=rate,proto3" json:"rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeOrphansRequest) Reset() {
+	*x = PurgeOrphansRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeOrphansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeOrphansRequest) ProtoMessage() {}
+
+func (x *PurgeOrphansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeOrphansRequest.ProtoReflect.Descriptor instead.
+func (*PurgeOrphansRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PurgeOrphansRequest) GetRate() uint32 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+// PurgeOrphansResponse tells how far the removal is.
+type PurgeOrphansResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The removals so far.
+	Progress      *OrphanProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeOrphansResponse) Reset() {
+	*x = PurgeOrphansResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeOrphansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeOrphansResponse) ProtoMessage() {}
+
+func (x *PurgeOrphansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeOrphansResponse.ProtoReflect.Descriptor instead.
+func (*PurgeOrphansResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PurgeOrphansResponse) GetProgress() *OrphanProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 var File_flare_agent_v1_node_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_node_proto_rawDesc = "" +
@@ -217,10 +392,19 @@ const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"j\n" +
 	"\x14ApplyOptionsResponse\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x126\n" +
-	"\aoptions\x18\x02 \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions2\xbc\x01\n" +
+	"\aoptions\x18\x02 \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions\"\x14\n" +
+	"\x12ScanOrphansRequest\"Q\n" +
+	"\x13ScanOrphansResponse\x12:\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress\")\n" +
+	"\x13PurgeOrphansRequest\x12\x12\n" +
+	"\x04rate\x18\x01 \x01(\rR\x04rate\"R\n" +
+	"\x14PurgeOrphansResponse\x12:\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress2\xf3\x02\n" +
 	"\vNodeService\x12R\n" +
 	"\tWatchNode\x12 .flare.agent.v1.WatchNodeRequest\x1a!.flare.agent.v1.WatchNodeResponse0\x01\x12Y\n" +
-	"\fApplyOptions\x12#.flare.agent.v1.ApplyOptionsRequest\x1a$.flare.agent.v1.ApplyOptionsResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
+	"\fApplyOptions\x12#.flare.agent.v1.ApplyOptionsRequest\x1a$.flare.agent.v1.ApplyOptionsResponse\x12X\n" +
+	"\vScanOrphans\x12\".flare.agent.v1.ScanOrphansRequest\x1a#.flare.agent.v1.ScanOrphansResponse0\x01\x12[\n" +
+	"\fPurgeOrphans\x12#.flare.agent.v1.PurgeOrphansRequest\x1a$.flare.agent.v1.PurgeOrphansResponse0\x01B7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_flare_agent_v1_node_proto_rawDescOnce sync.Once
@@ -234,27 +418,38 @@ func file_flare_agent_v1_node_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_node_proto_rawDescData
 }
 
-var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_flare_agent_v1_node_proto_goTypes = []any{
 	(*WatchNodeRequest)(nil),     // 0: flare.agent.v1.WatchNodeRequest
 	(*WatchNodeResponse)(nil),    // 1: flare.agent.v1.WatchNodeResponse
 	(*ApplyOptionsRequest)(nil),  // 2: flare.agent.v1.ApplyOptionsRequest
 	(*ApplyOptionsResponse)(nil), // 3: flare.agent.v1.ApplyOptionsResponse
-	(*NodeStatus)(nil),           // 4: flare.agent.v1.NodeStatus
-	(*OptionStatus)(nil),         // 5: flare.agent.v1.OptionStatus
+	(*ScanOrphansRequest)(nil),   // 4: flare.agent.v1.ScanOrphansRequest
+	(*ScanOrphansResponse)(nil),  // 5: flare.agent.v1.ScanOrphansResponse
+	(*PurgeOrphansRequest)(nil),  // 6: flare.agent.v1.PurgeOrphansRequest
+	(*PurgeOrphansResponse)(nil), // 7: flare.agent.v1.PurgeOrphansResponse
+	(*NodeStatus)(nil),           // 8: flare.agent.v1.NodeStatus
+	(*OptionStatus)(nil),         // 9: flare.agent.v1.OptionStatus
+	(*OrphanProgress)(nil),       // 10: flare.agent.v1.OrphanProgress
 }
 var file_flare_agent_v1_node_proto_depIdxs = []int32{
-	4, // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
-	5, // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
-	0, // 2: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
-	2, // 3: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
-	1, // 4: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
-	3, // 5: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	8,  // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
+	9,  // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
+	10, // 2: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	10, // 3: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	0,  // 4: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
+	2,  // 5: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
+	4,  // 6: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
+	6,  // 7: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
+	1,  // 8: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
+	3,  // 9: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
+	5,  // 10: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
+	7,  // 11: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
+	8,  // [8:12] is the sub-list for method output_type
+	4,  // [4:8] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_node_proto_init() }
@@ -269,7 +464,7 @@ func file_flare_agent_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_node_proto_rawDesc), len(file_flare_agent_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	NodeService_WatchNode_FullMethodName    = "/flare.agent.v1.NodeService/WatchNode"
 	NodeService_ApplyOptions_FullMethodName = "/flare.agent.v1.NodeService/ApplyOptions"
+	NodeService_ScanOrphans_FullMethodName  = "/flare.agent.v1.NodeService/ScanOrphans"
+	NodeService_PurgeOrphans_FullMethodName = "/flare.agent.v1.NodeService/PurgeOrphans"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -36,6 +38,10 @@ type NodeServiceClient interface {
 	// ApplyOptions replaces the configuration that was applied before by this
 	// one. It is all or nothing: one rejected line keeps every former value.
 	ApplyOptions(ctx context.Context, in *ApplyOptionsRequest, opts ...grpc.CallOption) (*ApplyOptionsResponse, error)
+	// ScanOrphans is AgentService.OrphanScan.
+	ScanOrphans(ctx context.Context, in *ScanOrphansRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ScanOrphansResponse], error)
+	// PurgeOrphans is AgentService.OrphanPurge.
+	PurgeOrphans(ctx context.Context, in *PurgeOrphansRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PurgeOrphansResponse], error)
 }
 
 type nodeServiceClient struct {
@@ -75,6 +81,44 @@ func (c *nodeServiceClient) ApplyOptions(ctx context.Context, in *ApplyOptionsRe
 	return out, nil
 }
 
+func (c *nodeServiceClient) ScanOrphans(ctx context.Context, in *ScanOrphansRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ScanOrphansResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NodeService_ServiceDesc.Streams[1], NodeService_ScanOrphans_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ScanOrphansRequest, ScanOrphansResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_ScanOrphansClient = grpc.ServerStreamingClient[ScanOrphansResponse]
+
+func (c *nodeServiceClient) PurgeOrphans(ctx context.Context, in *PurgeOrphansRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PurgeOrphansResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NodeService_ServiceDesc.Streams[2], NodeService_PurgeOrphans_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PurgeOrphansRequest, PurgeOrphansResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_PurgeOrphansClient = grpc.ServerStreamingClient[PurgeOrphansResponse]
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -88,6 +132,10 @@ type NodeServiceServer interface {
 	// ApplyOptions replaces the configuration that was applied before by this
 	// one. It is all or nothing: one rejected line keeps every former value.
 	ApplyOptions(context.Context, *ApplyOptionsRequest) (*ApplyOptionsResponse, error)
+	// ScanOrphans is AgentService.OrphanScan.
+	ScanOrphans(*ScanOrphansRequest, grpc.ServerStreamingServer[ScanOrphansResponse]) error
+	// PurgeOrphans is AgentService.OrphanPurge.
+	PurgeOrphans(*PurgeOrphansRequest, grpc.ServerStreamingServer[PurgeOrphansResponse]) error
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -103,6 +151,12 @@ func (UnimplementedNodeServiceServer) WatchNode(*WatchNodeRequest, grpc.ServerSt
 }
 func (UnimplementedNodeServiceServer) ApplyOptions(context.Context, *ApplyOptionsRequest) (*ApplyOptionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ApplyOptions not implemented")
+}
+func (UnimplementedNodeServiceServer) ScanOrphans(*ScanOrphansRequest, grpc.ServerStreamingServer[ScanOrphansResponse]) error {
+	return status.Error(codes.Unimplemented, "method ScanOrphans not implemented")
+}
+func (UnimplementedNodeServiceServer) PurgeOrphans(*PurgeOrphansRequest, grpc.ServerStreamingServer[PurgeOrphansResponse]) error {
+	return status.Error(codes.Unimplemented, "method PurgeOrphans not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -154,6 +208,28 @@ func _NodeService_ApplyOptions_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_ScanOrphans_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ScanOrphansRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServiceServer).ScanOrphans(m, &grpc.GenericServerStream[ScanOrphansRequest, ScanOrphansResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_ScanOrphansServer = grpc.ServerStreamingServer[ScanOrphansResponse]
+
+func _NodeService_PurgeOrphans_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PurgeOrphansRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServiceServer).PurgeOrphans(m, &grpc.GenericServerStream[PurgeOrphansRequest, PurgeOrphansResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_PurgeOrphansServer = grpc.ServerStreamingServer[PurgeOrphansResponse]
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -170,6 +246,16 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchNode",
 			Handler:       _NodeService_WatchNode_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ScanOrphans",
+			Handler:       _NodeService_ScanOrphans_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "PurgeOrphans",
+			Handler:       _NodeService_PurgeOrphans_Handler,
 			ServerStreams: true,
 		},
 	},

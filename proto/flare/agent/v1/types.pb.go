@@ -643,7 +643,9 @@ type NodeStatus struct {
 	// Counts of catch-ups of this node as a replica.
 	CatchUpCounts *CatchUpCounts `protobuf:"bytes,16,opt,name=catch_up_counts,json=catchUpCounts,proto3" json:"catch_up_counts,omitempty"`
 	// Number of open client connections.
-	Connections   uint32 `protobuf:"varint,17,opt,name=connections,proto3" json:"connections,omitempty"`
+	Connections uint32 `protobuf:"varint,17,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Removal of expired records, by this node while it was a master.
+	ExpirySweep   *ExpirySweep `protobuf:"bytes,18,opt,name=expiry_sweep,json=expirySweep,proto3" json:"expiry_sweep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -797,6 +799,150 @@ func (x *NodeStatus) GetConnections() uint32 {
 	return 0
 }
 
+func (x *NodeStatus) GetExpirySweep() *ExpirySweep {
+	if x != nil {
+		return x.ExpirySweep
+	}
+	return nil
+}
+
+// ExpirySweep counts the removal of expired records since the process started.
+type ExpirySweep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Walks over all records that were finished.
+	Walks uint64 `protobuf:"varint,1,opt,name=walks,proto3" json:"walks,omitempty"`
+	// Records removed.
+	Removed uint64 `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`
+	// Bytes of their keys and values.
+	RemovedBytes  uint64 `protobuf:"varint,3,opt,name=removed_bytes,json=removedBytes,proto3" json:"removed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpirySweep) Reset() {
+	*x = ExpirySweep{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpirySweep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpirySweep) ProtoMessage() {}
+
+func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpirySweep.ProtoReflect.Descriptor instead.
+func (*ExpirySweep) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ExpirySweep) GetWalks() uint64 {
+	if x != nil {
+		return x.Walks
+	}
+	return 0
+}
+
+func (x *ExpirySweep) GetRemoved() uint64 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *ExpirySweep) GetRemovedBytes() uint64 {
+	if x != nil {
+		return x.RemovedBytes
+	}
+	return 0
+}
+
+// OrphanProgress counts keys that belong to another partition.
+type OrphanProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Keys looked at.
+	Keys uint64 `protobuf:"varint,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	// Those that belong to another partition, of a purge the removed ones.
+	Orphans uint64 `protobuf:"varint,2,opt,name=orphans,proto3" json:"orphans,omitempty"`
+	// Bytes of their keys and values.
+	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// True in the last message.
+	Done          bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphanProgress) Reset() {
+	*x = OrphanProgress{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphanProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphanProgress) ProtoMessage() {}
+
+func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphanProgress.ProtoReflect.Descriptor instead.
+func (*OrphanProgress) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *OrphanProgress) GetKeys() uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *OrphanProgress) GetOrphans() uint64 {
+	if x != nil {
+		return x.Orphans
+	}
+	return 0
+}
+
+func (x *OrphanProgress) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *OrphanProgress) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
 // OptionStatus is one option as flared has it.
 type OptionStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -820,7 +966,7 @@ type OptionStatus struct {
 
 func (x *OptionStatus) Reset() {
 	*x = OptionStatus{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +978,7 @@ func (x *OptionStatus) String() string {
 func (*OptionStatus) ProtoMessage() {}
 
 func (x *OptionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +991,7 @@ func (x *OptionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OptionStatus.ProtoReflect.Descriptor instead.
 func (*OptionStatus) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *OptionStatus) GetKey() string {
@@ -934,7 +1080,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"checkpoint\x18\x02 \x01(\x04R\n" +
 	"checkpoint\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\x04R\x06failed\x12\x12\n" +
-	"\x04dump\x18\x04 \x01(\x04R\x04dump\"\xda\x05\n" +
+	"\x04dump\x18\x04 \x01(\x04R\x04dump\"\x9a\x06\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -956,10 +1102,20 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\breplicas\x18\x0e \x03(\v2\x1d.flare.agent.v1.ReplicaStatusR\breplicas\x122\n" +
 	"\bcatch_up\x18\x0f \x01(\v2\x17.flare.agent.v1.CatchUpR\acatchUp\x12E\n" +
 	"\x0fcatch_up_counts\x18\x10 \x01(\v2\x1d.flare.agent.v1.CatchUpCountsR\rcatchUpCounts\x12 \n" +
-	"\vconnections\x18\x11 \x01(\rR\vconnectionsB\f\n" +
+	"\vconnections\x18\x11 \x01(\rR\vconnections\x12>\n" +
+	"\fexpiry_sweep\x18\x12 \x01(\v2\x1b.flare.agent.v1.ExpirySweepR\vexpirySweepB\f\n" +
 	"\n" +
 	"_partitionB\x11\n" +
-	"\x0f_data_partition\"\xd7\x01\n" +
+	"\x0f_data_partition\"b\n" +
+	"\vExpirySweep\x12\x14\n" +
+	"\x05walks\x18\x01 \x01(\x04R\x05walks\x12\x18\n" +
+	"\aremoved\x18\x02 \x01(\x04R\aremoved\x12#\n" +
+	"\rremoved_bytes\x18\x03 \x01(\x04R\fremovedBytes\"h\n" +
+	"\x0eOrphanProgress\x12\x12\n" +
+	"\x04keys\x18\x01 \x01(\x04R\x04keys\x12\x18\n" +
+	"\aorphans\x18\x02 \x01(\x04R\aorphans\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\"\xd7\x01\n" +
 	"\fOptionStatus\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
 	"\teffective\x18\x02 \x01(\tR\teffective\x12\x1e\n" +
@@ -1009,7 +1165,7 @@ func file_flare_agent_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_flare_agent_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_flare_agent_v1_types_proto_goTypes = []any{
 	(Role)(0),                     // 0: flare.agent.v1.Role
 	(State)(0),                    // 1: flare.agent.v1.State
@@ -1020,29 +1176,32 @@ var file_flare_agent_v1_types_proto_goTypes = []any{
 	(*CatchUp)(nil),               // 6: flare.agent.v1.CatchUp
 	(*CatchUpCounts)(nil),         // 7: flare.agent.v1.CatchUpCounts
 	(*NodeStatus)(nil),            // 8: flare.agent.v1.NodeStatus
-	(*OptionStatus)(nil),          // 9: flare.agent.v1.OptionStatus
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*ExpirySweep)(nil),           // 9: flare.agent.v1.ExpirySweep
+	(*OrphanProgress)(nil),        // 10: flare.agent.v1.OrphanProgress
+	(*OptionStatus)(nil),          // 11: flare.agent.v1.OptionStatus
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_flare_agent_v1_types_proto_depIdxs = []int32{
 	4,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
-	10, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
+	12, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
 	2,  // 2: flare.agent.v1.ReplicaStatus.tier:type_name -> flare.agent.v1.Tier
 	2,  // 3: flare.agent.v1.CatchUp.tier:type_name -> flare.agent.v1.Tier
 	4,  // 4: flare.agent.v1.CatchUp.master_lsn:type_name -> flare.agent.v1.Lsn
-	11, // 5: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
+	13, // 5: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
 	0,  // 6: flare.agent.v1.NodeStatus.role:type_name -> flare.agent.v1.Role
 	1,  // 7: flare.agent.v1.NodeStatus.state:type_name -> flare.agent.v1.State
 	4,  // 8: flare.agent.v1.NodeStatus.lsn:type_name -> flare.agent.v1.Lsn
 	5,  // 9: flare.agent.v1.NodeStatus.replicas:type_name -> flare.agent.v1.ReplicaStatus
 	6,  // 10: flare.agent.v1.NodeStatus.catch_up:type_name -> flare.agent.v1.CatchUp
 	7,  // 11: flare.agent.v1.NodeStatus.catch_up_counts:type_name -> flare.agent.v1.CatchUpCounts
-	3,  // 12: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	9,  // 12: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
+	3,  // 13: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_types_proto_init() }
@@ -1057,7 +1216,7 @@ func file_flare_agent_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_types_proto_rawDesc), len(file_flare_agent_v1_types_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,75 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
+)
+
+// errorDomain is the domain of the reasons in gRPC errors.
+const errorDomain = "flarekv.io"
+
+// ScanOrphans implements NodeService.
+func (v *service) ScanOrphans(_ *agentv1.ScanOrphansRequest, stream grpc.ServerStreamingServer[agentv1.ScanOrphansResponse]) error {
+	return v.orphans(stream.Context(), v.s.scanOrphans, func(p *agentv1.OrphanProgress) error {
+		return stream.Send(&agentv1.ScanOrphansResponse{Progress: p})
+	})
+}
+
+// PurgeOrphans implements NodeService.
+func (v *service) PurgeOrphans(req *agentv1.PurgeOrphansRequest, stream grpc.ServerStreamingServer[agentv1.PurgeOrphansResponse]) error {
+	purge := func(ctx context.Context, report func(orphanProgress) error) (orphanProgress, error) {
+		return v.s.purgeOrphans(ctx, int(min(req.GetRate(), 1<<30)), report)
+	}
+	return v.orphans(stream.Context(), purge, func(p *agentv1.OrphanProgress) error {
+		return stream.Send(&agentv1.PurgeOrphansResponse{Progress: p})
+	})
+}
+
+// orphans runs work and sends how far it is.
+func (v *service) orphans(ctx context.Context, work func(context.Context, func(orphanProgress) error) (orphanProgress, error),
+	send func(*agentv1.OrphanProgress) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(v.s.ctx, cancel)()
+	told := time.Now()
+	p, err := work(ctx, func(p orphanProgress) error {
+		if now := time.Now(); now.Sub(told) >= orphanInterval {
+			told = now
+			return send(p.proto(false))
+		}
+		return ctx.Err()
+	})
+	if err != nil {
+		return rpcError(err)
+	}
+	return send(p.proto(true))
+}
+
+func (p orphanProgress) proto(done bool) *agentv1.OrphanProgress {
+	return &agentv1.OrphanProgress{Keys: p.keys, Orphans: p.orphans, Bytes: p.bytes, Done: done}
+}
+
+// rpcError is an error of work as gRPC tells it, with its reason in the details.
+func rpcError(err error) error {
+	code := codes.Internal
+	var refused *workRefusal
+	switch {
+	case errors.As(err, &refused):
+		code = codes.FailedPrecondition
+	case errors.Is(err, context.Canceled):
+		code = codes.Canceled
+	}
+	st := status.New(code, err.Error())
+	if with, derr := st.WithDetails(&errdetails.ErrorInfo{Reason: reasonOf(err), Domain: errorDomain}); derr == nil {
+		st = with
+	}
+	return st.Err()
+}
