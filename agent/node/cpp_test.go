@@ -480,3 +480,17 @@ func TestFollowerOfLogRefusesCopies(t *testing.T) {
 	dial(t, n).ask("<"+m.key()+">set k 0 0 1 5\r\nx\r\n", "SERVER_ERROR routing loop\r\n")
 	n.holds(map[string]string{"k": "-"})
 }
+
+// The original index refuses to leave a slave behind; a write is answered without it.
+func TestSyncWriteUnderPlainIndex(t *testing.T) {
+	x, dead := plainIndex(t), newCppNode(t)
+	n := startNode(t, x, quick, syncMode)
+	dead.stop()
+	x.master(n.key(), 0)
+	x.add(dead.entry(topology.Slave, topology.Active, 0, 1))
+	n.settled(dutyMaster)
+	dial(t, n).ask("set k 0 0 1\r\nx\r\n", "STORED\r\n")
+	if told := x.heard(); len(told) > 0 {
+		t.Errorf("index was told %q", told)
+	}
+}

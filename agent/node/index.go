@@ -237,9 +237,10 @@ func (x *indexClient) behind(ctx context.Context, replica string, epoch, session
 		return err
 	}
 	if !x.extended.Load() {
-		// The original index has no such set; its map says prepare or nothing.
-		return x.call(ctx, &text.Request{Command: text.CmdNodeState,
-			Node: text.NodeArgs{Name: name, Port: port, State: topology.Prepare}})
+		// The original index has no such set: it refuses to take a slave back to
+		// prepare, and what it promotes does not depend on who has what. To wait for
+		// its answer would stop all writes until it notices a dead slave itself.
+		return nil
 	}
 	return x.call(ctx, &text.Request{Command: text.CmdNodeBehind,
 		Node: text.NodeArgs{Name: name, Port: port, Epoch: epoch, Session: session, HasSession: true}})

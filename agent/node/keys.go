@@ -96,7 +96,7 @@ func (s *Server) allKeys(prefix []byte, limit int, deadline time.Time) ([][]byte
 // partitionKeys asks this node or others for the keys of one partition, until one
 // answers or the deadline is over.
 func (s *Server) partitionKeys(p int, prefix []byte, limit int, deadline time.Time) ([][]byte, error) {
-	var avoid []string
+	var avoid, useless []string // not reached; reached, but do not answer
 	last := errors.New("no node answers for it")
 	for {
 		wake := s.changed.wait()
@@ -104,7 +104,7 @@ func (s *Server) partitionKeys(p int, prefix []byte, limit int, deadline time.Ti
 		if p >= len(t.parts) {
 			return nil, errors.New("it does not exist any more")
 		}
-		switch r := t.readFrom(p, nil, avoid, rand.Uint32()); r.action {
+		switch r := t.readFrom(p, nil, slices.Concat(avoid, useless), rand.Uint32()); r.action {
 		case actLocal:
 			keys, err := s.ownKeys(prefix, limit, p)
 			if err == nil || errors.Is(err, errTooManyKeys) {
@@ -118,8 +118,15 @@ func (s *Server) partitionKeys(p int, prefix []byte, limit int, deadline time.Ti
 				return keys, err
 			}
 			last = fmt.Errorf("%s: %w", r.to, err)
-			avoid = append(avoid, r.to)
+			if errors.Is(err, errNotSent) || errors.Is(err, errInFlight) {
+				avoid = append(avoid, r.to)
+			} else {
+				useless = append(useless, r.to)
+			}
 		default:
+			if len(avoid) == 0 && len(useless) > 0 {
+				return nil, last // waiting does not make them answer
+			}
 			pause := min(retryPause, time.Until(deadline))
 			if pause <= 0 || !s.pause(wake, pause) {
 				return nil, last

@@ -37,8 +37,9 @@ type exchange struct {
 	Conn   int    `json:"conn_id"` // equal for one connection, 0 for one of its own
 	Closed bool   `json:"closed_by_server"`
 
-	From string `json:"from"`
-	To   string `json:"to"`
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Stream int    `json:"stream"` // a TCP connection of a capture
 
 	// With node sync, and where a scripted index was asked something.
 	NodesAfter   string      `json:"stats_nodes_after"`
