@@ -1,8 +1,7 @@
 #!/bin/bash
 # Installs the Debian packages that building and testing flare need: RocksDB
 # and the libraries it compresses with, a C++ compiler for cgo, and a client that
-# checks the protocol. Installs
-# only what is missing; needs root only then.
+# checks the protocol. Installs only what is missing; needs root only then.
 set -euo pipefail
 
 packages=(g++ librocksdb-dev libsnappy-dev liblz4-dev libzstd-dev zlib1g-dev libbz2-dev libmemcached-tools)

@@ -84,6 +84,7 @@ func (c *lineConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 // on purpose, and why.
 var deviations = map[string]string{
 	"generic/version":                              "another program",
+	"generic/version-arg":                          "answered, as by memcached",
 	"generic/stats":                                "values of a process",
 	"generic/stats-threads":                        "no threads here",
 	"generic/stats-threads-request":                "no threads here",

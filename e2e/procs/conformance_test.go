@@ -22,6 +22,7 @@ var clientDeviations = deviations{
 	{cases: "keylen-8192/get", why: "#5: too long keys are refused, not cut in two", want: "ERROR\r\n"},
 	{cases: "keylen-8193/get", why: "#5", want: "ERROR\r\n"},
 	{cases: "keylen-16000/get", why: "#5", want: "ERROR\r\n"},
+	{cases: "misc/version-arg", why: "memcached answers it, and memccapable asks it after most of its cases", want: "VERSION flare-V\r\n"},
 	{cases: "keys/tch", why: "this storage has its keys in order", want: "KEY b1\r\nKEY big\r\nKEY bin\r\nEND\r\n"},
 	{cases: "show/variables", why: shown, edit: shownEdit},
 	{cases: "show/extra", why: shown, edit: shownEdit},

@@ -146,7 +146,7 @@ func (p *parser) command() *ProtocolError {
 		return p.end()
 	case "version":
 		req.Command = CmdVersion
-		return p.end()
+		return nil // memcached ignores further words too, and its clients' tests ask with some
 	case "meta":
 		req.Command = CmdMeta
 		return p.end()
