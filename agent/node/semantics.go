@@ -85,7 +85,12 @@ func decide(e storage.Entry, m *mutation, now int64) outcome {
 		}
 		r := e.Record
 		r.Expire = text.Expiry(m.exptime, now)
-		o := outcome{change: storage.Change{Op: storage.Put, Record: r}, verdict: verdictTouched}
+		o := outcome{verdict: verdictTouched}
+		// What changes nothing is not written: two clusters that send each other
+		// their writes would otherwise never stop.
+		if r.Expire != e.Record.Expire {
+			o.change = storage.Change{Op: storage.Touch, Record: r}
+		}
 		if m.verb == verbGat {
 			o.verdict, o.record = verdictValue, r
 			o.record.Value = slices.Clone(r.Value)
@@ -190,7 +195,8 @@ func decideDelete(e storage.Entry, m *mutation, alive bool, now int64) outcome {
 	}
 	if !e.Found {
 		o := outcome{verdict: verdictNotFound}
-		if m.version > 0 && m.version >= lastVersion(e) {
+		news := m.version > e.Tombstone.Version || until > max(e.Tombstone.Until, now)
+		if m.version > 0 && m.version >= lastVersion(e) && news {
 			o.change = storage.Change{Op: storage.Delete, Tombstone: storage.Tombstone{Version: m.version, Until: until}}
 		}
 		return o

@@ -91,12 +91,15 @@ func TestDecide(t *testing.T) {
 		{name: "cas after window", entry: closed, m: set(verbCas, 5), want: verdictNotFound},
 
 		{name: "touch", entry: alive, m: mutation{verb: verbTouch, exptime: 60}, want: verdictTouched,
-			change: storage.Change{Op: storage.Put, Record: storage.Record{Flags: 7, Expire: testNow + 60, Version: 5, Value: []byte("abc")}}},
+			change: storage.Change{Op: storage.Touch, Record: storage.Record{Flags: 7, Expire: testNow + 60, Version: 5, Value: []byte("abc")}}},
 		{name: "touch absolute", entry: alive, m: mutation{verb: verbTouch, exptime: 2592001}, want: verdictTouched,
-			change: storage.Change{Op: storage.Put, Record: storage.Record{Flags: 7, Expire: 2592001, Version: 5, Value: []byte("abc")}}},
+			change: storage.Change{Op: storage.Touch, Record: storage.Record{Flags: 7, Expire: 2592001, Version: 5, Value: []byte("abc")}}},
 		{name: "touch expired", entry: stale, m: mutation{verb: verbTouch, exptime: 60}, want: verdictNotFound},
 		{name: "touch in window", entry: window, m: mutation{verb: verbTouch}, want: verdictNotFound},
-		{name: "gat", entry: alive, m: mutation{verb: verbGat}, want: verdictValue, change: kept(5, "abc")},
+		{name: "touch changes nothing", entry: alive, m: mutation{verb: verbTouch}, want: verdictTouched},
+		{name: "gat", entry: alive, m: mutation{verb: verbGat, exptime: 60}, want: verdictValue,
+			change: storage.Change{Op: storage.Touch, Record: storage.Record{Flags: 7, Expire: testNow + 60, Version: 5, Value: []byte("abc")}}},
+		{name: "gat changes nothing", entry: alive, m: mutation{verb: verbGat}, want: verdictValue},
 		{name: "gat unknown", entry: none, m: mutation{verb: verbGat}, want: verdictNotFound},
 
 		{name: "delete", entry: alive, m: mutation{verb: verbDelete}, want: verdictDeleted, change: removed(5, testNow)},
@@ -108,6 +111,9 @@ func TestDecide(t *testing.T) {
 		{name: "delete unknown", entry: none, m: mutation{verb: verbDelete}, want: verdictNotFound},
 		{name: "delete unknown version", entry: none, m: mutation{verb: verbDelete, version: 3}, want: verdictNotFound, change: removed(3, testNow)},
 		{name: "delete deleted newer", entry: closed, m: mutation{verb: verbDelete, version: 8, exptime: 5}, want: verdictNotFound, change: removed(8, testNow+5)},
+		{name: "delete deleted again", entry: closed, m: mutation{verb: verbDelete, version: 5}, want: verdictNotFound},
+		{name: "delete in window again", entry: window, m: mutation{verb: verbDelete, version: 5, exptime: testNow + 1}, want: verdictNotFound},
+		{name: "delete in window, longer", entry: window, m: mutation{verb: verbDelete, version: 5, exptime: testNow + 2}, want: verdictNotFound, change: removed(5, testNow+2)},
 		{name: "delete deleted older", entry: closed, m: mutation{verb: verbDelete, version: 3}, want: verdictNotFound},
 
 		{name: "incr", entry: number("41"), m: mutation{verb: verbIncr, delta: 1}, want: verdictNumber, number: 42, change: kept(6, "42")},

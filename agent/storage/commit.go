@@ -25,6 +25,7 @@ type ChangeOp uint8
 const (
 	Keep   ChangeOp = iota // change nothing
 	Put                    // store Change.Record
+	Touch                  // likewise, where nothing but the expiry time is new
 	Delete                 // remove the record; leave Change.Tombstone if it has a version
 )
 
@@ -283,7 +284,11 @@ func (r *Commit) encode(key []byte, e *Entry, c Change) (changed bool, err error
 	switch c.Op {
 	case Keep:
 		return false, nil
-	case Put:
+	case Put, Touch:
+		if c.Op == Touch {
+			r.records = append(r.records, tagLogData)
+			r.records = appendBytes(r.records, touchMark)
+		}
 		r.records = append(r.records, tagPut)
 		r.records = appendBytes(r.records, key)
 		r.records = binary.AppendUvarint(r.records, uint64(recordHeaderSize+len(c.Record.Value)))

@@ -30,6 +30,15 @@ func (db *DB) Hold() (*Hold, Position) {
 	return h, pos
 }
 
+// Advance lets go of the batches before the index. A hold never goes back.
+func (h *Hold) Advance(index uint64) {
+	h.db.walMu.Lock()
+	defer h.db.walMu.Unlock()
+	if held, ok := h.db.policy.holds[h]; ok && index > held {
+		h.db.policy.holds[h] = index
+	}
+}
+
 // Release ends the hold. It may be called again.
 func (h *Hold) Release() {
 	h.db.walMu.Lock()

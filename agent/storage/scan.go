@@ -101,6 +101,10 @@ func (s *Scan) Record() Record {
 // Size returns the length of the record's value, also where that is left out.
 func (s *Scan) Size() int { return s.step[s.next].size }
 
+// Ahead returns how many records were read in the same step as the current one
+// and are still to come.
+func (s *Scan) Ahead() int { return max(len(s.step)-s.next-1, 0) }
+
 // Count returns how many records Next has gone to, and Bytes how long their keys
 // and values are.
 func (s *Scan) Count() uint64 { return s.count }

@@ -297,6 +297,30 @@ func (t *tail) switchTo(files []startWAL, pos Position) error {
 	return nil
 }
 
+// Unread returns about how many bytes of log are to be read.
+func (t *tail) Unread() (int64, error) {
+	pos := t.db.Position()
+	if t.next > pos.LSN.Index {
+		return 0, nil
+	}
+	if t.file == nil {
+		if err := t.open(pos); err != nil {
+			return 0, fmt.Errorf("storage: tail: %w", err)
+		}
+	}
+	files, err := listWALs(t.db.dbDir())
+	if err != nil {
+		return 0, fmt.Errorf("storage: tail: %w", err)
+	}
+	var n int64
+	for _, f := range files {
+		if f.number >= t.number {
+			n += f.size
+		}
+	}
+	return max(n-t.reader.offset, 0), nil
+}
+
 func (t *tail) purged(pos Position) error {
 	return fmt.Errorf("%w: batch %d of a log at %v", ErrPurged, t.next, pos.LSN)
 }

@@ -219,6 +219,8 @@ type Tail interface {
 	// Moved returns a channel that is closed when TryNext may have another
 	// answer than it would give between the call of Moved and then.
 	Moved() <-chan struct{}
+	// Unread returns how many bytes of log lie behind the batch that was read last.
+	Unread() (int64, error)
 	Close()
 }
 
