@@ -59,11 +59,10 @@ func AppendOperations(dst []Operation, b Batch) ([]Operation, error) {
 		case op.tag == tagDeleteRange:
 			dst = append(dst, Operation{Kind: OpFlush})
 		case op.tag == tagPut:
-			rec, value, err := splitRecord(op.value)
+			rec, err := parseRecord(op.value)
 			if err != nil {
 				return dst, err
 			}
-			rec.Value = value
 			kind := OpPut
 			if op.touch {
 				kind = OpTouch
