@@ -50,7 +50,7 @@ func (r *Relay) fillStep(ctx context.Context, tail storage.Tail) (time.Duration,
 			}
 			op := storage.Operation{Kind: storage.OpPut, Key: f.scan.Key(), Record: f.scan.Record()}
 			// What has expired is as good as not there.
-			if dead := op.Record.Expire > 0 && op.Record.Expire <= now; !dead && (r.cfg.Keep == nil || r.cfg.Keep(op.Key)) {
+			if dead := op.Record.Expire > 0 && op.Record.Expire <= now; !dead && (r.cfg.FillKeep == nil || r.cfg.FillKeep(op.Key)) {
 				if f.at = !r.window.add(&op); f.at {
 					break
 				}

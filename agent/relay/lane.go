@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/flarekv/flare/proto/text"
@@ -29,17 +30,48 @@ type lane struct {
 	buf  []byte
 	sent []int // items of the window that buf holds, in order
 	used bool  // was connected before
+	all  *connections
+}
+
+// connections are the open ones of all lanes, for somebody else to close.
+type connections struct {
+	mu   sync.Mutex
+	open map[net.Conn]struct{}
+}
+
+func (c *connections) add(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		c.open = map[net.Conn]struct{}{}
+	}
+	c.open[conn] = struct{}{}
+}
+
+func (c *connections) remove(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, conn)
+}
+
+func (c *connections) interrupt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn := range c.open {
+		conn.Close()
+	}
 }
 
 func (l *lane) close() {
 	if l.conn != nil {
+		l.all.remove(l.conn)
 		l.conn.Close()
 		l.conn, l.r = nil, nil
 	}
 }
 
 // connect makes sure that the lane is connected.
-func (l *lane) connect(ctx context.Context, peer string) (fresh bool, err error) {
+func (l *lane) connect(ctx context.Context, peer string, all *connections) (fresh bool, err error) {
 	if l.conn != nil && l.r.Buffered() > 0 {
 		// C++ nodes may answer what nobody asked; answers could not be told apart any more.
 		l.close()
@@ -52,7 +84,8 @@ func (l *lane) connect(ctx context.Context, peer string) (fresh bool, err error)
 	if err != nil {
 		return false, err
 	}
-	l.conn = conn
+	all.add(conn)
+	l.conn, l.all = conn, all
 	l.r = text.NewReplyReader(patientReader{conn}, text.ReplyOptions{})
 	return true, nil
 }

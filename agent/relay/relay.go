@@ -34,12 +34,16 @@ type Config struct {
 	// Otherwise, and where it is zero, the relay begins where the log ends when it
 	// is made.
 	From topology.LSN
+	// Admit is asked before anything is sent, again and again while it fails,
+	// whether the peer is one to play to. nil: it is.
+	Admit func(ctx context.Context) (bool, error)
 	// Fill: begin with all records, as after the log was given up.
 	Fill bool
 	// Flushes: pass on that all records were removed.
 	Flushes bool
-	// Keep chooses operations by their key. nil: all.
-	Keep func(key []byte) bool
+	// Keep chooses operations of the log by their key, and FillKeep records of a
+	// fill. nil: all.
+	Keep, FillKeep func(key []byte) bool
 
 	Lanes        func() int           // connections; nil: 1
 	Limit        func() int64         // bytes of log kept for a peer that does not take it; nil: no limit
@@ -52,6 +56,9 @@ type Config struct {
 
 // errGivenUp means that the log is no longer kept for the peer.
 var errGivenUp = errors.New("the log kept for the peer is beyond its limit")
+
+// ErrNotAdmitted means that the peer is none to play to.
+var ErrNotAdmitted = errors.New("peer is not admitted")
 
 // A Relay plays the log of one database to one peer.
 type Relay struct {
@@ -71,7 +78,9 @@ type Relay struct {
 	fill   *fill         // nil: none runs
 	failed time.Duration // pause after the last failure, 0 after a success
 
+	admitted bool
 	measured time.Time
+	conns    connections
 
 	mu      sync.Mutex
 	status  Status
@@ -149,8 +158,8 @@ func (r *Relay) begin() {
 	r.setAcked(pos.LSN)
 }
 
-// Run plays until ctx ends.
-func (r *Relay) Run(ctx context.Context) {
+// Run plays until ctx ends, whose error it returns, or until Admit says no.
+func (r *Relay) Run(ctx context.Context) error {
 	defer func() {
 		r.hold.Release()
 		r.dropLanes()
@@ -162,8 +171,8 @@ func (r *Relay) Run(ctx context.Context) {
 	fill := r.cfg.Fill
 	for {
 		err := r.play(ctx, fill)
-		if ctx.Err() != nil {
-			return
+		if ctx.Err() != nil || errors.Is(err, ErrNotAdmitted) {
+			return err
 		}
 		// Whatever the reason, the log behind the position cannot be played any more.
 		reason := "log_not_available"
@@ -179,7 +188,7 @@ func (r *Relay) Run(ctx context.Context) {
 		r.hold.Release()
 		fill = true
 		if !r.pause(ctx, lastRetry) {
-			return
+			return ctx.Err()
 		}
 	}
 }
@@ -196,16 +205,15 @@ func (r *Relay) play(ctx context.Context, fill bool) error {
 		}
 		r.begin()
 		r.beginFill()
-	} else if _, err := r.resize()[0].connect(ctx, r.cfg.Peer); err != nil {
-		r.fail(&Error{"unreachable", err})
-	} else {
-		r.succeed()
 	}
 	tail, err := r.tail()
 	if err != nil {
 		return err
 	}
 	defer func() { tail.Close() }()
+	if err := r.admit(ctx, tail); err != nil {
+		return err
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -240,6 +248,31 @@ func (r *Relay) play(ctx context.Context, fill bool) error {
 		}
 	}
 }
+
+// admit asks whether the peer is one to play to.
+func (r *Relay) admit(ctx context.Context, tail storage.Tail) error {
+	for r.cfg.Admit != nil && !r.admitted {
+		ok, err := r.cfg.Admit(ctx)
+		if err == nil && !ok {
+			return ErrNotAdmitted
+		}
+		if r.admitted = err == nil; r.admitted {
+			r.succeed()
+			return nil
+		}
+		r.fail(&Error{"unreachable", err})
+		if err := r.measure(tail); err != nil {
+			return err
+		}
+		if !r.pause(ctx, r.failed) {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// Interrupt closes the connections to the peer, which are made anew.
+func (r *Relay) Interrupt() { r.conns.interrupt() }
 
 // tail opens the log where the relay stands.
 func (r *Relay) tail() (storage.Tail, error) {
@@ -424,7 +457,7 @@ func (a *result) add(b result) {
 // closed by the peer long ago, which is no failure: it is made anew once.
 func (r *Relay) send(ctx context.Context, l *lane) (res result) {
 	for {
-		fresh, err := l.connect(ctx, r.cfg.Peer)
+		fresh, err := l.connect(ctx, r.cfg.Peer, &r.conns)
 		if err != nil {
 			res.err = &Error{"unreachable", err}
 			return res
@@ -496,7 +529,7 @@ func (r *Relay) dropLanes() {
 // await waits until the peer can be connected to.
 func (r *Relay) await(ctx context.Context) error {
 	for {
-		if _, err := r.resize()[0].connect(ctx, r.cfg.Peer); err == nil {
+		if _, err := r.resize()[0].connect(ctx, r.cfg.Peer, &r.conns); err == nil {
 			r.succeed()
 			return nil
 		} else {
