@@ -360,7 +360,7 @@ func (c *conn) settle() {
 	}
 	// One wait, for the last position, covers all commits.
 	c.w.pipe.Wait()
-	var high topology.LSN
+	var high, everyone topology.LSN
 	rebuild := false
 	for i := range c.pending {
 		p := &c.pending[i]
@@ -375,10 +375,16 @@ func (c *conn) settle() {
 		} else if p.sync && high.Less(lsn) {
 			high = lsn
 		}
+		if err == nil && p.everyone && everyone.Less(lsn) {
+			everyone = lsn
+		}
 	}
 	c.w.pipe.Reset()
 	c.committed = 0
 	late := !high.IsZero() && c.s.awaitReplicas(high) != nil
+	if !everyone.IsZero() {
+		c.s.awaitSlaves(everyone)
+	}
 	if !rebuild && !late {
 		c.pending = c.pending[:0]
 		return

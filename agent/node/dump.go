@@ -27,6 +27,7 @@ func (c *conn) dump(req *text.Request) bool {
 		return true
 	}
 	defer c.s.dumping.Store(false)
+	c.s.dumped.begin(time.Now(), c.s.db.Position().LSN)
 	began := c.s.clock()
 	scan, err := c.dumpRecords(req)
 	switch {

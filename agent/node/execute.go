@@ -66,6 +66,8 @@ type execution struct {
 	command text.Command
 	copied  bool // sent by the node that this one copies
 	sync    bool // the answer waits for the replicas
+
+	everyone bool // it also waits for slaves that cannot stream, as long as they answer
 }
 
 // write executes a request if the gate lets it, and appends its answer to dst;
@@ -99,7 +101,8 @@ func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, executio
 	// The pipeline leaves the gate when the change is committed.
 	commit, err := w.pipe.Update(req.Key(), w.fn)
 	// Whoever sent a copy does not want to know how far it has come from here.
-	e := execution{commit: commit, command: req.Command, copied: copied, sync: !copied && !req.NoReply && w.s.replicated(req)}
+	e := execution{commit: commit, command: req.Command, copied: copied, sync: !copied && !req.NoReply && w.s.replicated(req),
+		everyone: !copied && !req.NoReply && req.Sync}
 	if err == nil {
 		w.s.counters.executed(req.Command, w.out.verdict)
 		dst = w.reply(dst, req)
@@ -124,6 +127,9 @@ func (w *writer) finish(e execution) (failure string) {
 		return w.s.notCommitted(e, err)
 	case e.sync && w.s.awaitReplicas(lsn) != nil:
 		return text.ReplyReplicationTime
+	}
+	if e.everyone {
+		w.s.awaitSlaves(lsn)
 	}
 	return ""
 }
@@ -185,6 +191,14 @@ func (s *Server) awaitReplicas(lsn topology.LSN) error {
 		return err
 	}
 	return nil
+}
+
+// awaitSlaves gives the slaves that cannot stream the chance to have a position,
+// for requests that ask for it. As with the original their answers change nothing.
+func (s *Server) awaitSlaves(lsn topology.LSN) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.live.Load().ReplicationTimeout)
+	defer cancel()
+	s.relays.await(ctx, lsn)
 }
 
 // requestTimeout bounds a request to another node.

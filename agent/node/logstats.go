@@ -42,7 +42,7 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 		}
 	}
 	if held.held {
-		for _, r := range s.source.Replicas() {
+		for _, r := range s.replicas() {
 			num("replica_"+r.Key+"_lag_batches", r.LagBatches)
 			num("replica_"+r.Key+"_lag_bytes", s.lagBytes(st, r.LagBatches))
 			str("replica_"+r.Key+"_lag_seconds", strconv.FormatFloat(r.Lag.Seconds(), 'f', 3, 64))

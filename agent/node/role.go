@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,8 @@ type roleKeeper struct {
 	changed *broadcast
 	// catchUp builds what a duty other than a master's needs to get its data.
 	catchUp func(duty) catcher
+	// excluded tells which slaves are known to be unable to read the log.
+	excluded func(node string) bool
 
 	stepMu sync.Mutex // held while roles change
 
@@ -125,13 +128,19 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 	k.mu.Lock()
 	k.tenure = tenure{held: true, partition: d.partition, granted: d.epoch, epoch: p.epoch}
 	k.mu.Unlock()
-	k.source.Lead(p.epoch, d.members)
+	k.source.Lead(p.epoch, k.streaming(d.members))
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.leaving {
 		k.gate.open(d.partition, p.epoch)
 	}
 	return 0
+}
+
+// streaming returns the members that may read the log. Writes never wait for the
+// others, which therefore must not count as in sync.
+func (k *roleKeeper) streaming(members []replication.Member) []replication.Member {
+	return slices.DeleteFunc(slices.Clone(members), func(m replication.Member) bool { return k.excluded(m.Key) })
 }
 
 // resign ends a mastership: writes wait for the map that tells the new master.
@@ -230,7 +239,7 @@ func (k *roleKeeper) fill(ctx context.Context, d duty) time.Duration {
 		k.start(ctx, d)
 		k.logger.Info("filling a new partition", "partition", d.partition, "epoch", lsn.Epoch, "lsn", lsn.String())
 	}
-	k.source.Lead(held.epoch, d.members)
+	k.source.Lead(held.epoch, k.streaming(d.members))
 	return 0
 }
 

@@ -77,6 +77,7 @@ type Server struct {
 	gate    *gate
 	roles   *roleKeeper
 	source  *replication.Source
+	relays  *relayKeeper
 	peers   *peers
 	index   *indexClient
 	copying copying
@@ -85,6 +86,7 @@ type Server struct {
 	items   itemCount
 	tasks   *registry
 	dumping atomic.Bool // there is a dump or dump_key
+	dumped  dumpMark
 	orphans orphanWork
 	sweeper *sweeper
 
@@ -132,6 +134,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.started = s.clock()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.relays = newRelayKeeper(s)
 	s.watcher = newAccessWatcher(s.db, s.logger)
 	s.sweeper = newSweeper(s)
 	s.apply(cfg.Options)
@@ -155,7 +158,7 @@ func New(cfg Config) (*Server, error) {
 	s.source = s.newSource()
 	s.roles = &roleKeeper{
 		maps: s.maps, gate: s.gate, db: s.db, source: s.source,
-		logger: s.logger, changed: s.changed, catchUp: s.newCatcher,
+		logger: s.logger, changed: s.changed, catchUp: s.newCatcher, excluded: s.relays.cannotStream,
 	}
 	s.copying = copying{s: s, lost: make(chan struct{}, 1)}
 	s.status = statusKeeper{changed: s.changed, reason: "starting"}
@@ -200,6 +203,7 @@ func (s *Server) Run(ctx context.Context) error {
 	roleCtx, stopRoles := context.WithCancel(context.Background())
 	defer stopRoles()
 	background.Go(func() { s.roles.run(roleCtx) })
+	background.Go(func() { s.relays.run(roleCtx) })
 	background.Go(func() { s.watcher.run(s.ctx) })
 	background.Go(func() { s.sweeper.run(s.ctx) })
 	accepted := make(chan error, 2)
@@ -321,6 +325,7 @@ func (s *Server) leave() {
 		if err := s.source.Wait(ctx, lsn); err != nil {
 			s.logger.Warn("in-sync replicas did not acknowledge everything before leaving", "lsn", lsn.String(), "error", err)
 		}
+		s.relays.awaitAll(ctx, lsn)
 		cancel()
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, leaveTimeout)

@@ -174,7 +174,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		st.Role, st.State, st.Partition = roles[t.own.Role], states[t.own.State], agentv1.OptionalPartition(t.own.Partition)
 	}
 	if held.held {
-		for _, r := range s.source.Replicas() {
+		for _, r := range s.replicas() {
 			st.Replicas = append(st.Replicas, &agentv1.ReplicaStatus{
 				Node: r.Key, Connected: r.Connected, InSync: r.InSync, Acked: lsnProto(r.Acked),
 				LagBatches: r.LagBatches, Lag: durationpb.New(r.Lag), Tier: tiers[r.Tier],

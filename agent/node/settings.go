@@ -188,4 +188,5 @@ func (s *Server) apply(o options.Options) {
 	s.db.SetMaxBatchBytes(int(o.RocksDB.WALMaxBatchBytes))
 	s.watcher.set(o.TimeWatcher)
 	s.sweeper.changed()
+	s.relays.look()
 }

@@ -615,13 +615,13 @@ func (r *Relay) Status() Status {
 	return s
 }
 
-// Wait returns once the peer has everything up to a position, and at once while
-// nothing gets through to it: whoever waits wants to know that the peer had its
-// chance, not to be held up by it.
-func (r *Relay) Wait(ctx context.Context, lsn topology.LSN) {
+// Wait returns once the peer has everything up to a position. Without patience it
+// also returns while nothing gets through to the peer: whoever waits then wants
+// the peer to have had its chance, not to be held up by it.
+func (r *Relay) Wait(ctx context.Context, lsn topology.LSN, patient bool) {
 	for {
 		r.mu.Lock()
-		if !r.status.Acked.Less(lsn) || !r.status.Connected && r.status.Error != "" {
+		if !r.status.Acked.Less(lsn) || !patient && !r.status.Connected && r.status.Error != "" {
 			r.mu.Unlock()
 			return
 		}

@@ -530,12 +530,12 @@ func TestRelayWait(t *testing.T) {
 	lsn := db.Position().LSN
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	r.Wait(short, lsn)
+	r.Wait(short, lsn, false)
 	if short.Err() == nil {
 		t.Error("did not wait for the answer")
 	}
 	close(hold)
-	r.Wait(t.Context(), lsn)
+	r.Wait(t.Context(), lsn, false)
 	if s := r.Status(); s.Acked.Less(lsn) {
 		t.Errorf("status %+v", s)
 	}
