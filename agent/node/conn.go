@@ -92,8 +92,12 @@ var outputs = sync.Pool{New: func() any {
 	return &b
 }}
 
-// keepOutput bounds the buffers that are used again.
-const keepOutput = 2 * flushSize
+const (
+	// keepOutput bounds the buffers that are used again.
+	keepOutput = 2 * flushSize
+	// keepPending bounds the places that a connection keeps while it has nothing to answer.
+	keepPending = 32
+)
 
 // acquire gives the connection a buffer to answer into.
 func (c *conn) acquire() {
@@ -110,7 +114,7 @@ func (c *conn) release() {
 	}
 	giveBack(c.buf, c.out)
 	c.buf, c.out = nil, nil
-	if cap(c.pending) > 2*maxPending {
+	if cap(c.pending) > keepPending {
 		c.pending = nil
 	}
 }
@@ -386,6 +390,7 @@ func (c *conn) settle() {
 		c.s.awaitSlaves(everyone)
 	}
 	if !rebuild && !late {
+		clear(c.pending) // commits may be large
 		c.pending = c.pending[:0]
 		return
 	}

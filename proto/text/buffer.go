@@ -4,18 +4,23 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"sync"
 )
 
 const (
-	// baseBuffer is what a connection costs. Buffers that grew beyond keepBuffer are given back before the next message.
+	// baseBuffer is what a connection costs. Larger buffers are given back before the next message.
 	baseBuffer = 16 << 10
-	keepBuffer = 64 << 10
-	// valueStep bounds what is allocated for a data block ahead of the bytes that arrived, and what is kept of it.
-	valueStep = 1 << 20
+	// firstValue is what is allocated for a data block before its bytes arrived; then twice what has.
+	firstValue = 64 << 10
+	// keepValue bounds the memory of data blocks that is used again.
+	keepValue = 1 << 20
 
 	defaultMaxLine  = 1 << 20
 	defaultMaxValue = 64 << 20
 )
+
+// values holds the memory of data blocks that were used up: a connection has some only while it reads one.
+var values sync.Pool
 
 // errLongLine is what line returns for a line above the limit; the line is then being discarded.
 var errLongLine = errors.New("line too long")
@@ -28,7 +33,7 @@ type input struct {
 	buf      []byte // buf[pos:end] is what was read but not consumed
 	pos, end int
 
-	value []byte // memory of the last data block that did not fit in buf
+	value *[]byte // memory of the last data block that did not fit in buf; nil if there is none
 
 	skip     int64 // bytes to throw away before anything else is read
 	skipLine bool  // throw away everything up to the next LF, after skip
@@ -43,10 +48,13 @@ func (in *input) init(r io.Reader, maxLine int) {
 
 // release gives oversized memory back. What was returned before is not valid any more.
 func (in *input) release() {
-	if cap(in.value) > valueStep {
+	if in.value != nil {
+		if cap(*in.value) <= keepValue {
+			values.Put(in.value)
+		}
 		in.value = nil
 	}
-	if len(in.buf) > keepBuffer && in.buffered() <= baseBuffer {
+	if len(in.buf) > baseBuffer && in.buffered() <= baseBuffer {
 		b := make([]byte, baseBuffer)
 		in.end = copy(b, in.buf[in.pos:in.end])
 		in.pos, in.buf = 0, b
@@ -167,9 +175,15 @@ func (in *input) block(n int) ([]byte, error) {
 // have arrived.
 func (in *input) bigBlock(n int) ([]byte, error) {
 	need := n + 2
-	v := in.value[:0]
-	if cap(v) < min(need, valueStep) {
-		v = make([]byte, 0, min(need, valueStep))
+	if in.value == nil {
+		var ok bool
+		if in.value, ok = values.Get().(*[]byte); !ok {
+			in.value = new([]byte)
+		}
+	}
+	v := (*in.value)[:0]
+	if cap(v) < min(need, firstValue) {
+		v = make([]byte, 0, min(need, firstValue))
 	}
 	have := min(need, in.buffered())
 	v = append(v, in.buf[in.pos:in.pos+have]...)
@@ -181,12 +195,12 @@ func (in *input) bigBlock(n int) ([]byte, error) {
 			v = grown
 		}
 		m, err := readSome(in.r, v[len(v):min(cap(v), need)])
+		v = v[:len(v)+m]
+		*in.value = v
 		if err != nil {
 			return nil, unexpected(err)
 		}
-		v = v[:len(v)+m]
 	}
-	in.value = v
 	return v[:n:n], nil
 }
 

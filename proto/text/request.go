@@ -110,6 +110,9 @@ type Replicate struct {
 // Reset empties the request but keeps its slices' memory, unless that grew out of proportion.
 func (r *Request) Reset() {
 	const keep = 1024
+	// What they point to is the reader's, which may want to give it back.
+	clear(r.Keys)
+	clear(r.Args)
 	keys, args := r.Keys[:0], r.Args[:0]
 	if cap(keys) > keep {
 		keys = nil
