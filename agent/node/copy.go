@@ -2,7 +2,6 @@ package node
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -235,8 +234,9 @@ func (s *Server) dumpRequest(d duty, share int) text.Dump {
 }
 
 // copyEpoch is the epoch in which a copy is written: that of the map, so that the
-// next one, of a promotion, is newer; and without one the next after the log's.
-func copyEpoch(d duty, held uint64) uint64 { return cmp.Or(d.epoch, held+1) }
+// next one, of a promotion, is newer. A partition that is being added has none yet
+// and gets 1 when it is there, as its first master has then.
+func copyEpoch(d duty) uint64 { return max(d.epoch, 1) }
 
 // untilAnswered repeats a message to the index until it is answered, with
 // whatever, or ctx ends.
@@ -271,7 +271,7 @@ var _ replication.Copier = (*slaveCopier)(nil)
 func (c *slaveCopier) Copy(ctx context.Context, progress func(bytes int)) error {
 	s := c.s
 	if !c.begun {
-		lsn, err := s.db.BeginCopy(ctx, copyEpoch(c.duty, s.db.Position().LSN.Epoch), c.duty.partition)
+		lsn, err := s.db.BeginCopy(ctx, copyEpoch(c.duty), c.duty.partition)
 		if err != nil {
 			return &replication.Error{Reason: "store_failed", Err: err}
 		}

@@ -93,11 +93,22 @@ func TestNewPartitionOfOriginals(t *testing.T) {
 	}
 }
 
-// All nodes are ours, only the index is not: the slave of the new master follows
-// its log from the beginning.
+// All nodes are ours: the slave of the new master follows its log from the
+// beginning, whatever the new master was before, and whatever the index knows.
 func TestNewPartition(t *testing.T) {
-	x := plainIndex(t)
+	for name, x := range map[string]*testIndex{"plain index": plainIndex(t), "index with epochs": newTestIndex(t)} {
+		t.Run(name, func(t *testing.T) { newPartition(t, x) })
+	}
+}
+
+func newPartition(t *testing.T, x *testIndex) {
+	x.t = t
 	a, d, e := startNode(t, x, quick), startNode(t, x, quick), startNode(t, x, quick)
+	x.epochs[0] = 6
+	x.master(d.key(), 0)
+	d.settled(dutyMaster)
+	dial(t, d).ask("set before 0 0 1\r\nx\r\n", "STORED\r\n")
+	x.set(d.key(), topology.Proxy, topology.Active, -1)
 	x.master(a.key(), 0)
 	a.settled(dutyMaster)
 	ca := dial(t, a)
@@ -108,7 +119,7 @@ func TestNewPartition(t *testing.T) {
 	x.set(d.key(), topology.Master, topology.Prepare, 1)
 	x.slave(e.key(), 1, 0)
 	x.tells(d.says("node state 127.0.0.1 %d ready"), 1)
-	x.tells(e.says("node state 127.0.0.1 %d active"), 1)
+	inSync(t, x, e)
 	for _, n := range []*testNode{d, e} {
 		eventually(t, "records of the new partition", func() error {
 			for _, key := range moving {
@@ -127,7 +138,10 @@ func TestNewPartition(t *testing.T) {
 	if st := e.nodeStatus().CatchUp; st.Tier.String() == "TIER_DUMP" {
 		t.Errorf("the slave caught up by %v", st)
 	}
-	x.change(func() { x.find(d.key()).State = topology.Active })
+	if got := d.record("before"); got != "-" {
+		t.Errorf("what the new master had before: %q", got)
+	}
+	x.master(d.key(), 1)
 	d.settled(dutyMaster)
 	dial(t, e).ask("get "+moving[0]+"\r\nset "+moving[0]+" 0 0 1\r\ny\r\n", "VALUE "+moving[0]+" 3 1\r\nx\r\nEND\r\nSTORED\r\n")
 	eventually(t, "slave has the write", func() error {

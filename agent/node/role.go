@@ -223,8 +223,7 @@ func (k *roleKeeper) fill(ctx context.Context, d duty) time.Duration {
 	if running == nil || now.kind != dutyFill || now.partition != d.partition || now.epoch != d.epoch || !held.held {
 		k.stopCatcher()
 		k.resign("filling")
-		pos := k.db.Position()
-		lsn, err := k.db.BeginCopy(ctx, copyEpoch(d, pos.LSN.Epoch), d.partition)
+		lsn, err := k.db.BeginCopy(ctx, copyEpoch(d), d.partition)
 		if err != nil {
 			if ctx.Err() == nil {
 				k.logger.Error("cannot begin to fill a partition, trying again", "partition", d.partition, "error", err)

@@ -141,8 +141,8 @@ func (l *Leader) Lead(epoch uint64, slaves []Member, now time.Time) []Effect {
 	return l.advance(now)
 }
 
-// StepDown ends the leadership.
-func (l *Leader) StepDown() { *l = Leader{head: l.head} }
+// StepDown ends the leadership. The next one may be of another log.
+func (l *Leader) StepDown() { *l = Leader{} }
 
 // Leading returns the epoch, 0 while not leading.
 func (l *Leader) Leading() uint64 { return l.epoch }
