@@ -21,6 +21,7 @@ var peerDeviations = deviations{
 	{cases: "proxied-keys/master-replies SERVER_ERROR x*", why: "#28: keys asks all partitions and says if one did not answer", want: "SERVER_ERROR keys_incomplete: partition 0: NODE: SERVER_ERROR x\r\n"},
 	{cases: "flared-C:19123 12-via-proxy-C: keys p 10", why: "#28", want: "SERVER_ERROR keys_incomplete: partition 0: NODE: SERVER_ERROR not available on current storage type\r\n"},
 	{cases: "flared-B:19122 12-via-proxy-C: keys p 10", why: "this storage has its keys in order", want: "KEY p1\r\nEND\r\n"},
+	{cases: "partition-with-down-preserved-master/on-proxy set k 0 0 1 noreply", why: "#1", want: ""},
 }
 
 // Of what is sent to other nodes all of this is different, and nothing else:
@@ -358,4 +359,132 @@ func TestConformanceCaptureNewPartition(t *testing.T) {
 
 func TestConformanceCaptureSlaveOfNewPartition(t *testing.T) {
 	play(t, "E", "19125", func(exchange) bool { return false })
+}
+
+// TestConformanceOutage replays what a proxy of the original said about a partition
+// whose master is dead and has no successor, and when that came back.
+func TestConformanceOutage(t *testing.T) {
+	var mu sync.Mutex
+	stored := "y"
+	master := listenScripted(t, "127.0.0.1:0", func(_ int, request string) string {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case strings.Contains(request, ">set k "):
+			stored = "z"
+			return "STORED\r\n"
+		case strings.Contains(request, "get k"):
+			return "VALUE k 0 1\r\n" + stored + "\r\nEND\r\n"
+		case strings.Contains(request, "get g"):
+			return "VALUE g 0 1\r\nx\r\nEND\r\n"
+		case strings.Contains(request, "noreply"):
+			return "" // #7
+		case strings.Contains(request, "gat g"):
+			return "VALUE g 0 1\r\nx\r\n"
+		}
+		return "ERROR\r\n"
+	})
+	c := startScripted(t)
+	c.push(t, map[string]string{c.addr: "2 0 -1 0 16", master.addr: "0 2 0 1 17"})
+	all := recorded(t, "cluster-misc")
+	t.Run("down", func(t *testing.T) {
+		for _, e := range all {
+			if !strings.HasPrefix(e.Case, "partition-with-down-preserved-master/") {
+				continue
+			}
+			line, _, _ := strings.Cut(e.Send, "\r\n")
+			t.Run(line, func(t *testing.T) {
+				t.Parallel() // writes wait a moment for a master
+				w := dialWire(t, c.addr, nil)
+				w.ask(t, e.Case, e.Send, peerDeviations.want(t, e.Case+" "+line, e.Recv), false)
+				w.ask(t, e.Case+", then ping", "ping\r\n", "OK\r\n", false)
+			})
+		}
+	})
+	c.push(t, map[string]string{c.addr: "2 0 -1 0 16", master.addr: "0 0 0 1 17"})
+	w := dialWire(t, c.addr, nil)
+	for _, e := range all {
+		if !strings.HasPrefix(e.Case, "preserved-master-came-back/") && !strings.HasPrefix(e.Case, "gat-noreply-bug/") {
+			continue
+		}
+		began := time.Now()
+		w.ask(t, e.Case, e.Send, e.Recv, false)
+		if d := time.Since(began); d > 5*time.Second {
+			t.Errorf("%s took %v", e.Case, d)
+		}
+	}
+}
+
+// TestConformanceBalance counts who answers reads, as was counted with the original.
+func TestConformanceBalance(t *testing.T) {
+	var mu sync.Mutex
+	asked := map[string]int{}
+	reader := func(name string) func(int, string) string {
+		return func(_ int, request string) string {
+			switch {
+			case strings.HasPrefix(request, "dump "):
+				return "VALUE k 0 1 1 0\r\nx\r\nEND\r\n"
+			case !strings.Contains(request, "get k"):
+				return "ERROR\r\n"
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			asked[name]++
+			return "VALUE k 0 1\r\nx\r\nEND\r\n"
+		}
+	}
+	master := listenScripted(t, "127.0.0.1:0", reader("19121 master"))
+	slave := listenScripted(t, "127.0.0.1:0", reader("19122 slave"))
+	c := startScripted(t)
+	name := regexp.MustCompile(`^balance/m(\d)-s(\d)/client-on-(\w+)`)
+	count := regexp.MustCompile(`^(\d+) x (get k\r\n)$`)
+	// The proxy's part first, then the slave's, then the master's: a slave keeps what it has.
+	all := recorded(t, "cluster-misc")
+	for _, on := range []string{"proxy", "slave", "master"} {
+		for _, e := range all {
+			m := name.FindStringSubmatch(e.Case)
+			if m == nil || m[3] != on {
+				continue
+			}
+			nodes := map[string]string{c.addr: "2 0 -1 0 16", master.addr: "0 0 0 " + m[1] + " 17", slave.addr: "1 0 0 " + m[2] + " 18"}
+			self := ""
+			switch on {
+			case "slave":
+				self = "19122 slave"
+				nodes[c.addr] = nodes[slave.addr]
+				delete(nodes, slave.addr)
+			case "master":
+				self = "19121 master"
+				nodes[c.addr] = nodes[master.addr]
+				delete(nodes, master.addr)
+			}
+			c.push(t, nodes)
+			w := dialWire(t, c.addr, nil)
+			if on == "slave" {
+				c.index.await(t, "the copy is complete", func(got []string) bool {
+					return slices.Contains(got, "node state 127.0.0.1 "+c.port+" active\r\n")
+				})
+			}
+			mu.Lock()
+			clear(asked)
+			mu.Unlock()
+			send := count.FindStringSubmatch(e.Send)
+			n, _ := strconv.Atoi(send[1])
+			for range n {
+				w.ask(t, e.Case, send[2], e.Recv, false)
+			}
+			mu.Lock()
+			if self != "" {
+				asked[self] = n // who is asked by a client counts it as well
+			}
+			for node, want := range e.Asked {
+				got := asked[node]
+				// The original draws, too.
+				if exact := want == 0 || want == n; exact && got != want || !exact && (got < n/10 || got > n*9/10) {
+					t.Errorf("%s: %s was asked %d times, recorded %d", e.Case, node, got, want)
+				}
+			}
+			mu.Unlock()
+		}
+	}
 }

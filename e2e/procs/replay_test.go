@@ -48,6 +48,8 @@ type exchange struct {
 	AliveAfter   *bool       `json:"flared_alive_after"`
 	// With peers that followed a script: what they got, and what they answered.
 	PeerSaw any `json:"peer_saw"`
+	// How many reads each node of a cluster got.
+	Asked map[string]int `json:"cmd_get_increase"`
 }
 
 // recorded reads testdata/name.jsonl.gz.
