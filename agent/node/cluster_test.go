@@ -491,10 +491,6 @@ func TestGarbage(t *testing.T) {
 		strings.Repeat("ERROR\r\n", 8)+"OK\r\n")
 	c.ask("set a x 0 4\r\nping\r\nping\r\n", "ERROR\r\nOK\r\n")
 	c.ask("node sync 1\r\nNODE bad\r\nping\r\n", "CLIENT_ERROR format error\r\nOK\r\n")
-	bin := dial(t, n)
-	if got, err := bin.try("\x80\x00\x00\x00", 1); err == nil {
-		t.Errorf("binary request was answered with %q", got)
-	}
 	if err := x.pushTo(n.key(), topology.Map{Version: 1}); err == nil {
 		t.Error("an older node map was accepted")
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -258,6 +259,7 @@ type testNode struct {
 	opts  options.Options
 	wait  time.Duration // FailoverWait
 	clock func() time.Time
+	log   logBuffer
 	leave context.CancelFunc
 	done  chan error
 }
@@ -306,7 +308,7 @@ func (n *testNode) launch() {
 	n.port = l.Addr().(*net.TCPAddr).Port
 	n.opts.ServerPort = n.port
 	n.opts.DataDir = n.dir
-	logger := slog.New(slog.NewTextHandler(testWriter{n.t, n.port}, nil))
+	logger := slog.New(slog.NewTextHandler(io.MultiWriter(testWriter{n.t, n.port}, &n.log), nil))
 	db, err := storage.Open(storage.Options{Dir: n.dir, Logger: slog.New(slog.DiscardHandler), WriteBuffer: 1 << 20, BlockCache: 1 << 20})
 	if err != nil {
 		n.t.Fatal(err)
@@ -363,6 +365,25 @@ func (n *testNode) await() {
 }
 
 func (n *testNode) key() string { return fmt.Sprintf("127.0.0.1:%d", n.port) }
+
+// A logBuffer keeps what a node logs.
+type logBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+// lines returns the lines that contain a text.
+func (b *logBuffer) lines(part string) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.DeleteFunc(strings.Split(b.text.String(), "\n"), func(line string) bool { return !strings.Contains(line, part) })
+}
 
 // testWriter logs to the test.
 type testWriter struct {
