@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -180,9 +181,10 @@ func TestBug11WritesOfAnOutageReachTheSlave(t *testing.T) {
 	n := startNode(t, x, quick)
 	x.master(n.key(), 0)
 	n.settled(dutyMaster)
-	refuse := true
+	var refuse atomic.Bool
+	refuse.Store(true)
 	p.answer = func(req *text.Request) string {
-		if refuse {
+		if refuse.Load() {
 			return "close"
 		}
 		return accepting(req)
@@ -193,9 +195,7 @@ func TestBug11WritesOfAnOutageReachTheSlave(t *testing.T) {
 		c.ask(fmt.Sprintf("set k%d 0 0 1\r\nx\r\n", i), "STORED\r\n")
 	}
 	p.saws(1)
-	p.mu.Lock()
-	refuse = false
-	p.mu.Unlock()
+	refuse.Store(false)
 	eventually(t, "slave has everything", func() error {
 		if st := n.replicas(); len(st) != 1 || st[0].LagBatches > 0 {
 			return fmt.Errorf("%+v", st)
