@@ -29,6 +29,8 @@ func shapeOf(cmd text.Command) replyShape {
 		return shapeGat
 	case text.CmdIncr, text.CmdDecr:
 		return shapeNumber
+	case text.CmdKeys:
+		return shapeKeys
 	}
 	return shapeLine
 }

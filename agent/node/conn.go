@@ -72,9 +72,10 @@ type pending struct {
 	silent    bool   // no answer is wanted
 	failure   string // that the commit ended with
 
-	req  *text.Request // otherwise; owned
-	call *call         // may be nil
-	node string        // that call went to
+	req    *text.Request // otherwise; owned
+	call   *call         // may be nil
+	node   string        // that call went to
+	remote bool          // it went to the other cluster
 }
 
 type pendingKind uint8
@@ -246,6 +247,10 @@ func (c *conn) dispatch() bool {
 
 // get answers get and gets, key by key.
 func (c *conn) get() {
+	if to := c.s.remote.Load(); to != nil {
+		c.getRemote(to)
+		return
+	}
 	withVersion := c.req.Command == text.CmdGets
 	t := c.s.maps.table()
 	for _, key := range c.req.Keys {
@@ -297,7 +302,12 @@ func (c *conn) write() {
 	c.order(hash, true)
 	at := len(c.out)
 	node := ""
-	switch r := c.s.maps.table().routeWrite(req.Key(), req.Via); r.action {
+	r := c.s.maps.table().routeWrite(req.Key(), req.Via)
+	if to := c.s.remote.Load(); to != nil && r.action != actCopy {
+		c.writeRemote(to, hash)
+		return
+	}
+	switch r.action {
 	case actLocal, actCopy:
 		out, e, state, reason := c.w.write(c.out, req, r)
 		switch state {
@@ -415,13 +425,21 @@ func (c *conn) settle() {
 			}
 		case pendingWrite:
 			n := len(dst)
-			dst = c.s.settleWrite(&c.w, dst, p.req, p.call, deadline)
+			if p.remote {
+				dst = c.s.settleRemoteWrite(dst, p)
+			} else {
+				dst = c.s.settleWrite(&c.w, dst, p.req, p.call, deadline)
+			}
 			if p.req.NoReply {
 				dst = dst[:n]
 			}
 		case pendingRead:
 			var found bool
-			dst, found = c.s.settleRead(dst, p.req, p.call, p.node, deadline)
+			if p.remote {
+				dst, found = c.s.settleRemoteRead(dst, p)
+			} else {
+				dst, found = c.s.settleRead(dst, p.req, p.call, p.node, deadline)
+			}
 			c.s.counters.get(found)
 		}
 	}

@@ -33,7 +33,9 @@ func (c *conn) keys(req *text.Request) {
 		c.s.counters.cmdGet.Add(1)
 		var found [][]byte
 		var err error
-		if req.Proxied {
+		if to := c.s.remote.Load(); to != nil {
+			found, err = c.s.remoteKeys(to, prefix, req.Limit)
+		} else if req.Proxied {
 			found, err = c.s.ownKeys(prefix, req.Limit, -1)
 		} else {
 			found, err = c.s.allKeys(prefix, req.Limit, deadline)
@@ -141,7 +143,7 @@ func (s *Server) partitionKeys(p int, prefix []byte, limit int, deadline time.Ti
 func (s *Server) forwardKeys(t *table, p int, node string, prefix []byte, limit int) ([][]byte, error) {
 	req := &text.Request{Command: text.CmdKeys, Keys: [][]byte{prefix}, Limit: limit}
 	now := s.clock()
-	c := &call{hop: 1, shape: shapeKeys, deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
+	c := &call{hop: 1, shape: shapeOf(req.Command), deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
 	c.request = text.AppendRequest(nil, req, []string{s.self})
 	s.peers.submit(node, 0, c)
 	select {

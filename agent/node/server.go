@@ -78,6 +78,8 @@ type Server struct {
 	roles   *roleKeeper
 	source  *replication.Source
 	relays  *relayKeeper
+	remote  atomic.Pointer[remote] // who answers instead of this cluster; nil for nobody
+	remotes *peers                 // connections there
 	peers   *peers
 	index   *indexClient
 	copying copying
@@ -91,6 +93,7 @@ type Server struct {
 	sweeper *sweeper
 
 	counters counters
+	forwards forwards
 	status   statusKeeper
 	watcher  *accessWatcher
 
@@ -135,13 +138,15 @@ func New(cfg Config) (*Server, error) {
 	s.started = s.clock()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.relays = newRelayKeeper(s)
+	s.tasks = newRegistry()
+	s.remotes = newPeers(&s.counters.traffic, s.tasks, func(string) int { return taskRelay },
+		cfg.Options.ClusterReplication.Concurrency, func() int { return 0 }, s.logger)
 	s.watcher = newAccessWatcher(s.db, s.logger)
 	s.sweeper = newSweeper(s)
 	s.apply(cfg.Options)
 	s.maps = newNodeMap(s.self, s.changed, s.logger)
 	s.maps.netmask, s.maps.clock = cfg.Options.ProxyPriorNetmask, s.clock
 	s.gate = newGate(s.changed)
-	s.tasks = newRegistry()
 	s.peers = newPeers(&s.counters.traffic, s.tasks, s.threadType, cfg.Options.ProxyConcurrency,
 		func() int { return s.live.Load().MaxTotalThreadQueue }, s.logger)
 	s.index = &indexClient{
@@ -231,6 +236,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.cancel()
 	s.closeConnections()
 	s.peers.close()
+	s.remotes.close()
 	s.handlers.Wait()
 	background.Wait()
 	return failure

@@ -181,6 +181,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 			})
 		}
 	}
+	st.ClusterReplication = s.clusterStatus()
 	if catcher != nil {
 		f := catcher.Status()
 		counts.add(f)

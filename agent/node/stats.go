@@ -139,6 +139,7 @@ func (s *Server) appendStats(dst []byte) ([]byte, error) {
 	num("expiry_sweep_removed", s.sweeper.removed.Load())
 	num("expiry_sweep_removed_bytes", s.sweeper.bytes.Load())
 	dst = s.appendLogStats(dst, st)
+	dst = s.appendClusterStats(dst)
 	return append(dst, text.ReplyEnd...), nil
 }
 

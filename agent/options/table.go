@@ -135,7 +135,7 @@ var table = []spec{
 		func(o *Options) *int { return &o.ClusterReplication.ServerPort }, 1),
 	words("cluster-replication-mode", live, "duplicate: masters send it their records and then every write; forward: it answers every request of clients instead of this cluster",
 		[]ReplicationMode{Duplicate, Forward}, func(o *Options) *ReplicationMode { return &o.ClusterReplication.Mode }),
-	number("cluster-replication-concurrency", "connections", 1, 64, live, "connections to that node; writes of a key share one",
+	number("cluster-replication-concurrency", "connections", 1, 64, live, "connections to that node; writes of a key share one; a change concerns mode duplicate only, until the next start",
 		func(o *Options) *int { return &o.ClusterReplication.Concurrency }, 1),
 	number("cluster-replication-spool-limit-mb", "MiB", 1, 1<<24, live, "log that is kept while that node cannot be reached; beyond it the log is given up and all records are sent anew",
 		func(o *Options) *int64 { return &o.ClusterReplication.SpoolLimitMB }, 1),

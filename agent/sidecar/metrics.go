@@ -45,13 +45,25 @@ var (
 	replicaLagDesc  = desc("flare_node_replica_lag_batches", "On a master: write batches that the replica has not acknowledged.", "replica")
 	replicaAgeDesc  = desc("flare_node_replica_lag_seconds", "On a master: age of the oldest batch that the replica has not acknowledged.", "replica")
 
-	followingDesc = desc("flare_node_catch_up_connected", "On a slave: 1 while the stream from the master is connected.")
-	behindDesc    = desc("flare_node_catch_up_lag_batches", "On a slave: write batches between the master's position as last heard and its own.")
-	bytesDesc     = desc("flare_node_catch_up_bytes", "On a slave: bytes of a running copy of the database.", "kind")
-	walksDesc     = desc("flare_node_expiry_walks_total", "Walks over all records for expired ones that this node finished as a master.")
-	expiredDesc   = desc("flare_node_expired_removed_total", "Expired records that this node removed as a master.")
-	freedDesc     = desc("flare_node_expired_removed_bytes_total", "Bytes of the keys and values of these records.")
-	tiersDesc     = desc("flare_node_catch_ups_total", "How this node caught up as a replica since its process started.", "tier")
+	followingDesc      = desc("flare_node_catch_up_connected", "On a slave: 1 while the stream from the master is connected.")
+	behindDesc         = desc("flare_node_catch_up_lag_batches", "On a slave: write batches between the master's position as last heard and its own.")
+	bytesDesc          = desc("flare_node_catch_up_bytes", "On a slave: bytes of a running copy of the database.", "kind")
+	walksDesc          = desc("flare_node_expiry_walks_total", "Walks over all records for expired ones that this node finished as a master.")
+	expiredDesc        = desc("flare_node_expired_removed_total", "Expired records that this node removed as a master.")
+	freedDesc          = desc("flare_node_expired_removed_bytes_total", "Bytes of the keys and values of these records.")
+	clusterUpDesc      = desc("flare_node_cluster_replication_connected", "1 while the other cluster takes what this master sends it.", "destination", "reason")
+	clusterQueueDesc   = desc("flare_node_cluster_replication_queued_batches", "Write batches that the other cluster lacks.")
+	clusterBytesDesc   = desc("flare_node_cluster_replication_queued_bytes", "About how many bytes of log these are.")
+	clusterAgeDesc     = desc("flare_node_cluster_replication_lag_seconds", "Age of the oldest of them.")
+	clusterOpsDesc     = desc("flare_node_cluster_replication_operations_total", "Operations sent to the other cluster, by what became of them.", "result")
+	clusterDropDesc    = desc("flare_node_cluster_replication_dropped_batches_total", "Write batches given up because too much log was kept.")
+	clusterRetryDesc   = desc("flare_node_cluster_replication_retried_total", "Operations sent again.")
+	clusterConnDesc    = desc("flare_node_cluster_replication_reconnects_total", "Connections that took the place of lost ones.")
+	clusterDumpDesc    = desc("flare_node_cluster_replication_dump_records", "Records sent by the running or last dump, and records of the database.", "kind")
+	clusterSizeDesc    = desc("flare_node_cluster_replication_dump_bytes", "Bytes of keys and values sent by it.")
+	clusterPartDesc    = desc("flare_node_cluster_replication_dump_percent", "How much of the database it has gone by.")
+	clusterForwardDesc = desc("flare_node_cluster_replication_forwarded_total", "Requests passed to the other cluster in mode forward.", "result")
+	tiersDesc          = desc("flare_node_catch_ups_total", "How this node caught up as a replica since its process started.", "tier")
 )
 
 // Describe implements prometheus.Collector.
@@ -60,6 +72,8 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 		infoDesc, upDesc, readyDesc, restartsDesc, controllerDesc, rejectedDesc, configDesc, generationDesc, changedDesc, optionsDesc, appliesDesc,
 		startDesc, servingDesc, roleDesc, stateDesc, partitionDesc, mapDesc, epochDesc, indexDesc, connectionsDesc,
 		replicaUpDesc, replicaSyncDesc, replicaLagDesc, replicaAgeDesc, followingDesc, behindDesc, bytesDesc, tiersDesc, walksDesc, expiredDesc, freedDesc,
+		clusterUpDesc, clusterQueueDesc, clusterBytesDesc, clusterAgeDesc, clusterOpsDesc, clusterDropDesc, clusterRetryDesc, clusterConnDesc,
+		clusterDumpDesc, clusterSizeDesc, clusterPartDesc, clusterForwardDesc,
 	} {
 		ch <- d
 	}
@@ -134,6 +148,23 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(bytesDesc, float64(u.GetBytesDone()), "done")
 		gauge(bytesDesc, float64(u.GetBytesTotal()), "total")
+	}
+	if r := n.GetClusterReplication(); r != nil {
+		gauge(clusterUpDesc, boolean(r.GetConnected()), r.GetDestination(), r.GetReason())
+		gauge(clusterQueueDesc, float64(r.GetQueuedBatches()))
+		gauge(clusterBytesDesc, float64(r.GetQueuedBytes()))
+		gauge(clusterAgeDesc, r.GetLag().AsDuration().Seconds())
+		counter(clusterOpsDesc, r.GetSent(), "sent")
+		counter(clusterOpsDesc, r.GetFailed(), "failed")
+		counter(clusterDropDesc, r.GetDropped())
+		counter(clusterRetryDesc, r.GetRetried())
+		counter(clusterConnDesc, r.GetReconnects())
+		gauge(clusterDumpDesc, float64(r.GetDump().GetRecords()), "sent")
+		gauge(clusterDumpDesc, float64(r.GetDump().GetTotal()), "total")
+		gauge(clusterSizeDesc, float64(r.GetDump().GetBytes()))
+		gauge(clusterPartDesc, float64(r.GetDump().GetPercent()))
+		counter(clusterForwardDesc, r.GetForwarded(), "answered")
+		counter(clusterForwardDesc, r.GetForwardFailed(), "failed")
 	}
 	counter(tiersDesc, n.GetCatchUpCounts().GetWal(), "wal")
 	counter(tiersDesc, n.GetCatchUpCounts().GetCheckpoint(), "checkpoint")

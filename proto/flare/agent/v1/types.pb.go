@@ -645,9 +645,11 @@ type NodeStatus struct {
 	// Number of open client connections.
 	Connections uint32 `protobuf:"varint,17,opt,name=connections,proto3" json:"connections,omitempty"`
 	// Removal of expired records, by this node while it was a master.
-	ExpirySweep   *ExpirySweep `protobuf:"bytes,18,opt,name=expiry_sweep,json=expirySweep,proto3" json:"expiry_sweep,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ExpirySweep *ExpirySweep `protobuf:"bytes,18,opt,name=expiry_sweep,json=expirySweep,proto3" json:"expiry_sweep,omitempty"`
+	// Replication to another cluster; absent while it is switched off.
+	ClusterReplication *ClusterReplication `protobuf:"bytes,19,opt,name=cluster_replication,json=clusterReplication,proto3" json:"cluster_replication,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -806,6 +808,305 @@ func (x *NodeStatus) GetExpirySweep() *ExpirySweep {
 	return nil
 }
 
+func (x *NodeStatus) GetClusterReplication() *ClusterReplication {
+	if x != nil {
+		return x.ClusterReplication
+	}
+	return nil
+}
+
+// ClusterReplication is the replication of this node to another cluster. Counts
+// of mode duplicate begin anew when the node becomes a master or the destination
+// changes.
+type ClusterReplication struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port of the node there.
+	Destination string `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
+	// duplicate or forward.
+	Mode string `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Whether this node sends its log: mode duplicate, on a master.
+	Active bool `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
+	// Whether the destination takes it.
+	Connected bool `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
+	// Why nothing gets through, machine-readable; empty while it does.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The same in words.
+	Error string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	// Everything in the log up to here was sent and answered.
+	Acked *Lsn `protobuf:"bytes,7,opt,name=acked,proto3" json:"acked,omitempty"`
+	// Write batches behind it.
+	QueuedBatches uint64 `protobuf:"varint,8,opt,name=queued_batches,json=queuedBatches,proto3" json:"queued_batches,omitempty"`
+	// About how many bytes of log they are.
+	QueuedBytes uint64 `protobuf:"varint,9,opt,name=queued_bytes,json=queuedBytes,proto3" json:"queued_bytes,omitempty"`
+	// Age of the oldest one.
+	Lag *durationpb.Duration `protobuf:"bytes,10,opt,name=lag,proto3" json:"lag,omitempty"`
+	// Operations that were answered.
+	Sent uint64 `protobuf:"varint,11,opt,name=sent,proto3" json:"sent,omitempty"`
+	// Operations that the destination refused for good.
+	Failed uint64 `protobuf:"varint,12,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Write batches that were given up because too much log was kept.
+	Dropped uint64 `protobuf:"varint,13,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// Operations that were sent again.
+	Retried uint64 `protobuf:"varint,14,opt,name=retried,proto3" json:"retried,omitempty"`
+	// Connections that took the place of lost ones.
+	Reconnects uint64 `protobuf:"varint,15,opt,name=reconnects,proto3" json:"reconnects,omitempty"`
+	// The sending of all records.
+	Dump *ClusterDump `protobuf:"bytes,16,opt,name=dump,proto3" json:"dump,omitempty"`
+	// Mode forward: requests that were answered by the destination.
+	Forwarded uint64 `protobuf:"varint,17,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
+	// Mode forward: requests that were not.
+	ForwardFailed uint64 `protobuf:"varint,18,opt,name=forward_failed,json=forwardFailed,proto3" json:"forward_failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterReplication) Reset() {
+	*x = ClusterReplication{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterReplication) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterReplication) ProtoMessage() {}
+
+func (x *ClusterReplication) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterReplication.ProtoReflect.Descriptor instead.
+func (*ClusterReplication) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ClusterReplication) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *ClusterReplication) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *ClusterReplication) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *ClusterReplication) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *ClusterReplication) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ClusterReplication) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *ClusterReplication) GetAcked() *Lsn {
+	if x != nil {
+		return x.Acked
+	}
+	return nil
+}
+
+func (x *ClusterReplication) GetQueuedBatches() uint64 {
+	if x != nil {
+		return x.QueuedBatches
+	}
+	return 0
+}
+
+func (x *ClusterReplication) GetQueuedBytes() uint64 {
+	if x != nil {
+		return x.QueuedBytes
+	}
+	return 0
+}
+
+func (x *ClusterReplication) GetLag() *durationpb.Duration {
+	if x != nil {
+		return x.Lag
+	}
+	return nil
+}
+
+func (x *ClusterReplication) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *ClusterReplication) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *ClusterReplication) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *ClusterReplication) GetRetried() uint64 {
+	if x != nil {
+		return x.Retried
+	}
+	return 0
+}
+
+func (x *ClusterReplication) GetReconnects() uint64 {
+	if x != nil {
+		return x.Reconnects
+	}
+	return 0
+}
+
+func (x *ClusterReplication) GetDump() *ClusterDump {
+	if x != nil {
+		return x.Dump
+	}
+	return nil
+}
+
+func (x *ClusterReplication) GetForwarded() uint64 {
+	if x != nil {
+		return x.Forwarded
+	}
+	return 0
+}
+
+func (x *ClusterReplication) GetForwardFailed() uint64 {
+	if x != nil {
+		return x.ForwardFailed
+	}
+	return 0
+}
+
+// ClusterDump is how far the sending of all records to another cluster has come.
+type ClusterDump struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it is under way.
+	Running bool `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
+	// How often it came to its end.
+	Completed uint64 `protobuf:"varint,2,opt,name=completed,proto3" json:"completed,omitempty"`
+	// Records sent by the last one.
+	Records uint64 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
+	// Bytes of their keys and values.
+	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Records of the database, estimated when it began.
+	Total uint64 `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
+	// How much of the database it has gone by.
+	Percent       uint32 `protobuf:"varint,6,opt,name=percent,proto3" json:"percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterDump) Reset() {
+	*x = ClusterDump{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterDump) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterDump) ProtoMessage() {}
+
+func (x *ClusterDump) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterDump.ProtoReflect.Descriptor instead.
+func (*ClusterDump) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ClusterDump) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *ClusterDump) GetCompleted() uint64 {
+	if x != nil {
+		return x.Completed
+	}
+	return 0
+}
+
+func (x *ClusterDump) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *ClusterDump) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ClusterDump) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *ClusterDump) GetPercent() uint32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
 // ExpirySweep counts the removal of expired records since the process started.
 type ExpirySweep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -821,7 +1122,7 @@ type ExpirySweep struct {
 
 func (x *ExpirySweep) Reset() {
 	*x = ExpirySweep{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +1134,7 @@ func (x *ExpirySweep) String() string {
 func (*ExpirySweep) ProtoMessage() {}
 
 func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +1147,7 @@ func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpirySweep.ProtoReflect.Descriptor instead.
 func (*ExpirySweep) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ExpirySweep) GetWalks() uint64 {
@@ -887,7 +1188,7 @@ type OrphanProgress struct {
 
 func (x *OrphanProgress) Reset() {
 	*x = OrphanProgress{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1200,7 @@ func (x *OrphanProgress) String() string {
 func (*OrphanProgress) ProtoMessage() {}
 
 func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1213,7 @@ func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanProgress.ProtoReflect.Descriptor instead.
 func (*OrphanProgress) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *OrphanProgress) GetKeys() uint64 {
@@ -966,7 +1267,7 @@ type OptionStatus struct {
 
 func (x *OptionStatus) Reset() {
 	*x = OptionStatus{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1279,7 @@ func (x *OptionStatus) String() string {
 func (*OptionStatus) ProtoMessage() {}
 
 func (x *OptionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1292,7 @@ func (x *OptionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OptionStatus.ProtoReflect.Descriptor instead.
 func (*OptionStatus) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OptionStatus) GetKey() string {
@@ -1080,7 +1381,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"checkpoint\x18\x02 \x01(\x04R\n" +
 	"checkpoint\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\x04R\x06failed\x12\x12\n" +
-	"\x04dump\x18\x04 \x01(\x04R\x04dump\"\x9a\x06\n" +
+	"\x04dump\x18\x04 \x01(\x04R\x04dump\"\xef\x06\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -1103,10 +1404,40 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\bcatch_up\x18\x0f \x01(\v2\x17.flare.agent.v1.CatchUpR\acatchUp\x12E\n" +
 	"\x0fcatch_up_counts\x18\x10 \x01(\v2\x1d.flare.agent.v1.CatchUpCountsR\rcatchUpCounts\x12 \n" +
 	"\vconnections\x18\x11 \x01(\rR\vconnections\x12>\n" +
-	"\fexpiry_sweep\x18\x12 \x01(\v2\x1b.flare.agent.v1.ExpirySweepR\vexpirySweepB\f\n" +
+	"\fexpiry_sweep\x18\x12 \x01(\v2\x1b.flare.agent.v1.ExpirySweepR\vexpirySweep\x12S\n" +
+	"\x13cluster_replication\x18\x13 \x01(\v2\".flare.agent.v1.ClusterReplicationR\x12clusterReplicationB\f\n" +
 	"\n" +
 	"_partitionB\x11\n" +
-	"\x0f_data_partition\"b\n" +
+	"\x0f_data_partition\"\xc6\x04\n" +
+	"\x12ClusterReplication\x12 \n" +
+	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x16\n" +
+	"\x06active\x18\x03 \x01(\bR\x06active\x12\x1c\n" +
+	"\tconnected\x18\x04 \x01(\bR\tconnected\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x12)\n" +
+	"\x05acked\x18\a \x01(\v2\x13.flare.agent.v1.LsnR\x05acked\x12%\n" +
+	"\x0equeued_batches\x18\b \x01(\x04R\rqueuedBatches\x12!\n" +
+	"\fqueued_bytes\x18\t \x01(\x04R\vqueuedBytes\x12+\n" +
+	"\x03lag\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x03lag\x12\x12\n" +
+	"\x04sent\x18\v \x01(\x04R\x04sent\x12\x16\n" +
+	"\x06failed\x18\f \x01(\x04R\x06failed\x12\x18\n" +
+	"\adropped\x18\r \x01(\x04R\adropped\x12\x18\n" +
+	"\aretried\x18\x0e \x01(\x04R\aretried\x12\x1e\n" +
+	"\n" +
+	"reconnects\x18\x0f \x01(\x04R\n" +
+	"reconnects\x12/\n" +
+	"\x04dump\x18\x10 \x01(\v2\x1b.flare.agent.v1.ClusterDumpR\x04dump\x12\x1c\n" +
+	"\tforwarded\x18\x11 \x01(\x04R\tforwarded\x12%\n" +
+	"\x0eforward_failed\x18\x12 \x01(\x04R\rforwardFailed\"\xa5\x01\n" +
+	"\vClusterDump\x12\x18\n" +
+	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1c\n" +
+	"\tcompleted\x18\x02 \x01(\x04R\tcompleted\x12\x18\n" +
+	"\arecords\x18\x03 \x01(\x04R\arecords\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05total\x18\x05 \x01(\x04R\x05total\x12\x18\n" +
+	"\apercent\x18\x06 \x01(\rR\apercent\"b\n" +
 	"\vExpirySweep\x12\x14\n" +
 	"\x05walks\x18\x01 \x01(\x04R\x05walks\x12\x18\n" +
 	"\aremoved\x18\x02 \x01(\x04R\aremoved\x12#\n" +
@@ -1165,7 +1496,7 @@ func file_flare_agent_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_flare_agent_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_flare_agent_v1_types_proto_goTypes = []any{
 	(Role)(0),                     // 0: flare.agent.v1.Role
 	(State)(0),                    // 1: flare.agent.v1.State
@@ -1176,32 +1507,38 @@ var file_flare_agent_v1_types_proto_goTypes = []any{
 	(*CatchUp)(nil),               // 6: flare.agent.v1.CatchUp
 	(*CatchUpCounts)(nil),         // 7: flare.agent.v1.CatchUpCounts
 	(*NodeStatus)(nil),            // 8: flare.agent.v1.NodeStatus
-	(*ExpirySweep)(nil),           // 9: flare.agent.v1.ExpirySweep
-	(*OrphanProgress)(nil),        // 10: flare.agent.v1.OrphanProgress
-	(*OptionStatus)(nil),          // 11: flare.agent.v1.OptionStatus
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*ClusterReplication)(nil),    // 9: flare.agent.v1.ClusterReplication
+	(*ClusterDump)(nil),           // 10: flare.agent.v1.ClusterDump
+	(*ExpirySweep)(nil),           // 11: flare.agent.v1.ExpirySweep
+	(*OrphanProgress)(nil),        // 12: flare.agent.v1.OrphanProgress
+	(*OptionStatus)(nil),          // 13: flare.agent.v1.OptionStatus
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_flare_agent_v1_types_proto_depIdxs = []int32{
 	4,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
-	12, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
+	14, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
 	2,  // 2: flare.agent.v1.ReplicaStatus.tier:type_name -> flare.agent.v1.Tier
 	2,  // 3: flare.agent.v1.CatchUp.tier:type_name -> flare.agent.v1.Tier
 	4,  // 4: flare.agent.v1.CatchUp.master_lsn:type_name -> flare.agent.v1.Lsn
-	13, // 5: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
+	15, // 5: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
 	0,  // 6: flare.agent.v1.NodeStatus.role:type_name -> flare.agent.v1.Role
 	1,  // 7: flare.agent.v1.NodeStatus.state:type_name -> flare.agent.v1.State
 	4,  // 8: flare.agent.v1.NodeStatus.lsn:type_name -> flare.agent.v1.Lsn
 	5,  // 9: flare.agent.v1.NodeStatus.replicas:type_name -> flare.agent.v1.ReplicaStatus
 	6,  // 10: flare.agent.v1.NodeStatus.catch_up:type_name -> flare.agent.v1.CatchUp
 	7,  // 11: flare.agent.v1.NodeStatus.catch_up_counts:type_name -> flare.agent.v1.CatchUpCounts
-	9,  // 12: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
-	3,  // 13: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	11, // 12: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
+	9,  // 13: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
+	4,  // 14: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
+	14, // 15: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
+	10, // 16: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
+	3,  // 17: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_types_proto_init() }
@@ -1216,7 +1553,7 @@ func file_flare_agent_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_types_proto_rawDesc), len(file_flare_agent_v1_types_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
