@@ -43,7 +43,7 @@ func readReply(r *text.ReplyReader, c *call) error {
 		return err
 	}
 	for size := 0; it.Kind == text.KindKey && c.shape == shapeKeys; {
-		if size += len(it.Key); size > maxKeysBytes {
+		if size += keyCost(it.Key); size > maxKeysBytes {
 			return errTooManyKeys
 		}
 		c.keys = append(c.keys, slices.Clone(it.Key))

@@ -2,10 +2,12 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/flarekv/flare/agent/storage"
@@ -15,6 +17,9 @@ import (
 // maxKeysBytes bounds what one prefix of keys may find, in any one partition and
 // altogether: the answer is complete or an error, so all of it is held.
 const maxKeysBytes = 64 << 20
+
+// keyCost is what it takes to hold a key.
+func keyCost(key []byte) int { return len(key) + 48 }
 
 // errTooManyKeys means that maxKeysBytes is not enough.
 var errTooManyKeys = errors.New("too_many_keys: ask for a longer prefix or with a lower limit")
@@ -28,7 +33,8 @@ var errTooManyKeys = errors.New("too_many_keys: ask for a longer prefix or with 
 // is an error: a list that lacks a part cannot be told from a whole one.
 func (c *conn) keys(req *text.Request) {
 	at := len(c.out)
-	deadline := time.Now().Add(c.s.failoverWait)
+	ctx, cancel := context.WithTimeout(c.s.ctx, max(c.s.failoverWait, c.s.requestTimeout()))
+	defer cancel()
 	for _, prefix := range req.Keys {
 		c.s.counters.cmdGet.Add(1)
 		var found [][]byte
@@ -36,9 +42,9 @@ func (c *conn) keys(req *text.Request) {
 		if to := c.s.remote.Load(); to != nil {
 			found, err = c.s.remoteKeys(to, prefix, req.Limit)
 		} else if req.Proxied {
-			found, err = c.s.ownKeys(prefix, req.Limit, -1)
+			found, err = c.s.ownKeys(ctx, prefix, req.Limit, -1)
 		} else {
-			found, err = c.s.allKeys(prefix, req.Limit, deadline)
+			found, err = c.s.allKeys(ctx, prefix, req.Limit)
 		}
 		if err != nil {
 			c.s.limited.warn(c.s.logger, "keys not answered", "reason", "keys_incomplete", "error", err)
@@ -53,7 +59,7 @@ func (c *conn) keys(req *text.Request) {
 }
 
 // allKeys asks every partition.
-func (s *Server) allKeys(prefix []byte, limit int, deadline time.Time) ([][]byte, error) {
+func (s *Server) allKeys(ctx context.Context, prefix []byte, limit int) ([][]byte, error) {
 	type answer struct {
 		keys [][]byte
 		err  error
@@ -63,17 +69,14 @@ func (s *Server) allKeys(prefix []byte, limit int, deadline time.Time) ([][]byte
 		partitions = len(t.parts)
 	}
 	answers := make([]answer, partitions)
-	done := make(chan struct{})
+	var asked sync.WaitGroup
 	for p := range answers {
-		go func() {
+		asked.Go(func() {
 			a := &answers[p]
-			a.keys, a.err = s.partitionKeys(p, prefix, limit, deadline)
-			done <- struct{}{}
-		}()
+			a.keys, a.err = s.partitionKeys(ctx, p, prefix, limit)
+		})
 	}
-	for range answers {
-		<-done
-	}
+	asked.Wait()
 	var found [][]byte
 	size := 0
 	for p, a := range answers {
@@ -84,7 +87,7 @@ func (s *Server) allKeys(prefix []byte, limit int, deadline time.Time) ([][]byte
 			return nil, fmt.Errorf("keys_incomplete: partition %d: %w", p, a.err)
 		}
 		for _, key := range a.keys {
-			size += len(key)
+			size += keyCost(key)
 		}
 		found = append(found, a.keys...)
 	}
@@ -96,26 +99,29 @@ func (s *Server) allKeys(prefix []byte, limit int, deadline time.Time) ([][]byte
 }
 
 // partitionKeys asks this node or others for the keys of one partition, until one
-// answers or the deadline is over.
-func (s *Server) partitionKeys(p int, prefix []byte, limit int, deadline time.Time) ([][]byte, error) {
+// answers or the time is over.
+func (s *Server) partitionKeys(ctx context.Context, p int, prefix []byte, limit int) ([][]byte, error) {
 	var avoid, useless []string // not reached; reached, but do not answer
 	last := errors.New("no node answers for it")
 	for {
 		wake := s.changed.wait()
 		t := s.maps.table()
-		if p >= len(t.parts) {
+		switch {
+		case p >= len(t.parts):
 			return nil, errors.New("it does not exist any more")
+		case ctx.Err() != nil:
+			return nil, last
 		}
 		switch r := t.readFrom(p, nil, slices.Concat(avoid, useless), rand.Uint32()); r.action {
 		case actLocal:
-			keys, err := s.ownKeys(prefix, limit, p)
+			keys, err := s.ownKeys(ctx, prefix, limit, p)
 			if err == nil || errors.Is(err, errTooManyKeys) {
 				return keys, err
 			}
 			last = err
 			avoid = append(avoid, s.self)
 		case actForward:
-			keys, err := s.forwardKeys(t, p, r.to, prefix, limit)
+			keys, err := s.forwardKeys(ctx, t, p, r.to, prefix, limit)
 			if err == nil || errors.Is(err, errTooManyKeys) {
 				return keys, err
 			}
@@ -129,8 +135,10 @@ func (s *Server) partitionKeys(p int, prefix []byte, limit int, deadline time.Ti
 			if len(avoid) == 0 && len(useless) > 0 {
 				return nil, last // waiting does not make them answer
 			}
-			pause := min(retryPause, time.Until(deadline))
-			if pause <= 0 || !s.pause(wake, pause) {
+			select {
+			case <-wake:
+			case <-time.After(retryPause):
+			case <-ctx.Done():
 				return nil, last
 			}
 			avoid = nil
@@ -140,10 +148,10 @@ func (s *Server) partitionKeys(p int, prefix []byte, limit int, deadline time.Ti
 
 // forwardKeys asks another node for the keys of a partition. It answers for all it
 // has, in which a node of the original may include what belongs elsewhere.
-func (s *Server) forwardKeys(t *table, p int, node string, prefix []byte, limit int) ([][]byte, error) {
+func (s *Server) forwardKeys(ctx context.Context, t *table, p int, node string, prefix []byte, limit int) ([][]byte, error) {
 	req := &text.Request{Command: text.CmdKeys, Keys: [][]byte{prefix}, Limit: limit}
-	now := s.clock()
-	c := &call{hop: 1, shape: shapeOf(req.Command), deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
+	deadline, _ := ctx.Deadline()
+	c := &call{hop: 1, shape: shapeOf(req.Command), deadline: deadline, done: make(chan struct{})}
 	c.request = text.AppendRequest(nil, req, []string{s.self})
 	s.peers.submit(node, 0, c)
 	select {
@@ -170,7 +178,7 @@ func (s *Server) forwardKeys(t *table, p int, node string, prefix []byte, limit 
 
 // ownKeys looks keys up in the own database, of partition p, or with -1 of
 // whatever this node answers for.
-func (s *Server) ownKeys(prefix []byte, limit, p int) ([][]byte, error) {
+func (s *Server) ownKeys(ctx context.Context, prefix []byte, limit, p int) ([][]byte, error) {
 	t := s.maps.table()
 	if p < 0 && (t == nil || !slices.ContainsFunc(t.parts, func(p part) bool { return p.serves })) {
 		return nil, errors.New("not_serving: this node answers for no partition")
@@ -178,7 +186,7 @@ func (s *Server) ownKeys(prefix []byte, limit, p int) ([][]byte, error) {
 	var found [][]byte
 	size := 0
 	scan := s.db.Scan(storage.ScanOptions{Prefix: prefix, KeysOnly: true})
-	for len(found) < limit && scan.Next(s.ctx) {
+	for len(found) < limit && scan.Next(ctx) {
 		if expired(scan.Record(), s.clock().Unix()) {
 			continue
 		}
@@ -186,7 +194,7 @@ func (s *Server) ownKeys(prefix []byte, limit, p int) ([][]byte, error) {
 		if !ok || p >= 0 && q != p || !t.parts[q].serves {
 			continue
 		}
-		if size += len(scan.Key()); size > maxKeysBytes {
+		if size += keyCost(scan.Key()); size > maxKeysBytes {
 			return nil, errTooManyKeys
 		}
 		found = append(found, bytes.Clone(scan.Key()))
