@@ -44,7 +44,7 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 	if held.held {
 		for _, r := range s.replicas() {
 			num("replica_"+r.Key+"_lag_batches", r.LagBatches)
-			num("replica_"+r.Key+"_lag_bytes", s.lagBytes(st, r.LagBatches))
+			num("replica_"+r.Key+"_lag_bytes", lagBytes(st, r.LagBatches))
 			str("replica_"+r.Key+"_lag_seconds", strconv.FormatFloat(r.Lag.Seconds(), 'f', 3, 64))
 		}
 	}
@@ -53,7 +53,7 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 
 // lagBytes estimates how many bytes of the log so many batches at its end are, from
 // the batches and bytes that are retained.
-func (s *Server) lagBytes(st storage.Stats, batches uint64) uint64 {
+func lagBytes(st storage.Stats, batches uint64) uint64 {
 	retained := st.LSN.Index + 1 - min(st.OldestIndex, st.LSN.Index+1)
 	if batches == 0 || retained == 0 {
 		return 0
