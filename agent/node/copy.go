@@ -1,13 +1,10 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,9 +19,9 @@ import (
 // version, or a touch. Versions order what comes both ways.
 
 const (
-	// copyWriters is how many records of a dump are written at once; the committer
-	// makes one batch of those that wait for it.
-	copyWriters = 16
+	// bulkChanges is how many changes are made before the first is waited for; the
+	// committer makes one batch of those that wait for it.
+	bulkChanges = 1024
 	// copyRetryPause is the time between two attempts to tell the index something,
 	// and to copy after all attempts that are counted have failed.
 	copyRetryPause = 500 * time.Millisecond
@@ -83,8 +80,6 @@ func (s *Server) enterCopy(req *text.Request, partition int) (gateState, string)
 // dumpFrom asks another node for the records of a partition and stores those that
 // are newer than what is here. It returns nil only when all have come.
 func (s *Server) dumpFrom(ctx context.Context, node string, d text.Dump, seen *keySet, progress func(bytes int)) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	dialer := net.Dialer{Timeout: peerDialTimeout}
 	conn, err := dialer.DialContext(ctx, "tcp", node)
 	if err != nil {
@@ -103,62 +98,74 @@ func (s *Server) dumpFrom(ctx context.Context, node string, d text.Dump, seen *k
 		return &replication.Error{Reason: "connection_failed", Err: fmt.Errorf("ask for a dump: %w", err)}
 	}
 
-	type entry struct {
-		key    []byte
-		record storage.Record
-	}
-	entries := make(chan entry)
-	var writers sync.WaitGroup
-	for range copyWriters {
-		writers.Go(func() {
-			for e := range entries {
-				now := s.clock().Unix()
-				_, err := s.db.Update(context.WithoutCancel(ctx), e.key, func(known storage.Entry) storage.Change {
-					return decideDump(known, e.record, now)
-				})
-				if err != nil {
-					cancel(&replication.Error{Reason: "store_failed", Err: fmt.Errorf("store a record of the dump: %w", err)})
-				}
-			}
-		})
-	}
-	err = func() error {
-		defer writers.Wait()
-		defer close(entries)
-		r := text.NewReplyReader(&patientConn{conn, patience, &s.counters.traffic.read}, text.ReplyOptions{MaxValue: text.MaxLength})
-		var it text.Item
-		for {
-			if err := r.Next(&it); err != nil {
-				return &replication.Error{Reason: "dump_interrupted", Err: fmt.Errorf("dump broke off: %w", err)}
-			}
-			switch {
-			case it.Kind == text.KindValue:
-			case it.Kind == text.KindReply && it.Reply.Code == text.CodeEnd:
-				return nil
-			case it.Kind == text.KindReply && it.Reply.Code.IsError():
-				return &replication.Error{Reason: "dump_refused", Err: fmt.Errorf("dump ended with %s", it.Reply)}
-			default:
-				return &replication.Error{Reason: "protocol_error", Err: fmt.Errorf("dump: a %s line %s", it.Kind, it.Reply)}
-			}
-			v := &it.Value
-			if len(v.Key) > storage.MaxKey {
-				return &replication.Error{Reason: "protocol_error", Err: fmt.Errorf("dump: a key of %d bytes, want at most %d", len(v.Key), storage.MaxKey)}
-			}
-			seen.add(v.Key)
-			progress(len(v.Key) + len(v.Data))
-			e := entry{slices.Clone(v.Key), storage.Record{Flags: v.Flags, Expire: v.Expire, Version: v.Version, Value: bytes.Clone(v.Data)}}
-			select {
-			case entries <- e:
-			case <-ctx.Done():
+	r := text.NewReplyReader(&patientConn{conn, patience, &s.counters.traffic.read}, text.ReplyOptions{MaxValue: text.MaxLength})
+	changes := newBulk(s.db)
+	defer changes.settle()
+	var it text.Item
+	for {
+		if err := r.Next(&it); err != nil {
+			if ctx.Err() != nil {
 				return ctx.Err()
 			}
+			return &replication.Error{Reason: "dump_interrupted", Err: fmt.Errorf("dump broke off: %w", err)}
 		}
-	}()
-	// What a writer or the caller ended tells more than what the reader met then.
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
+		switch {
+		case it.Kind == text.KindValue:
+		case it.Kind == text.KindReply && it.Reply.Code == text.CodeEnd:
+			return changes.settle()
+		case it.Kind == text.KindReply && it.Reply.Code.IsError():
+			return &replication.Error{Reason: "dump_refused", Err: fmt.Errorf("dump ended with %s", it.Reply)}
+		default:
+			return &replication.Error{Reason: "protocol_error", Err: fmt.Errorf("dump: a %s line %s", it.Kind, it.Reply)}
+		}
+		v := &it.Value
+		seen.add(v.Key)
+		progress(len(v.Key) + len(v.Data))
+		record := storage.Record{Flags: v.Flags, Expire: v.Expire, Version: v.Version, Value: v.Data}
+		now := s.clock().Unix()
+		if err := changes.update(v.Key, func(known storage.Entry) storage.Change { return decideDump(known, record, now) }); err != nil {
+			return err
+		}
 	}
-	return err
+}
+
+// A bulk makes many changes of which nobody waits for any one.
+type bulk struct {
+	pipe    *storage.Pipeline
+	commits []*storage.Commit
+	changed uint64 // committed
+}
+
+func newBulk(db *storage.DB) *bulk { return &bulk{pipe: db.NewPipeline(nil)} }
+
+// update makes a change. An error may be of an earlier one.
+func (b *bulk) update(key []byte, fn func(storage.Entry) storage.Change) error {
+	c, err := b.pipe.Update(key, fn)
+	if err != nil {
+		return errors.Join(&replication.Error{Reason: "store_failed", Err: err}, b.settle())
+	}
+	if c == nil {
+		return nil
+	}
+	if b.commits = append(b.commits, c); len(b.commits) >= bulkChanges {
+		return b.settle()
+	}
+	return nil
+}
+
+// settle waits until all changes are committed.
+func (b *bulk) settle() (failure error) {
+	b.pipe.Wait()
+	for _, c := range b.commits {
+		if _, err := c.Result(); err != nil {
+			failure = &replication.Error{Reason: "store_failed", Err: err}
+		} else {
+			b.changed++
+		}
+	}
+	b.commits = b.commits[:0]
+	b.pipe.Reset()
+	return failure
 }
 
 // A patientConn gives each read the same time.
@@ -196,13 +203,15 @@ func (s *Server) removeUnseen(ctx context.Context, seen *keySet) (removed uint64
 	if seen == nil {
 		return 0, nil
 	}
+	changes := newBulk(s.db)
+	defer changes.settle()
 	scan := s.db.Scan(storage.ScanOptions{KeysOnly: true})
 	for scan.Next(ctx) {
 		key := scan.Key()
 		if seen.has(key) {
 			continue
 		}
-		lsn, err := s.db.Update(ctx, key, func(e storage.Entry) storage.Change {
+		err := changes.update(key, func(e storage.Entry) storage.Change {
 			if !e.Found || seen.has(key) {
 				return storage.Change{}
 			}
@@ -210,13 +219,14 @@ func (s *Server) removeUnseen(ctx context.Context, seen *keySet) (removed uint64
 			return storage.Change{Op: storage.Delete}
 		})
 		if err != nil {
-			return removed, &replication.Error{Reason: "store_failed", Err: fmt.Errorf("remove a record that the copy does not have: %w", err)}
-		}
-		if !lsn.IsZero() {
-			removed++
+			return changes.changed, err
 		}
 	}
-	return removed, scan.Err()
+	if err := scan.Err(); err != nil {
+		return changes.changed, &replication.Error{Reason: "read_failed", Err: err}
+	}
+	err = changes.settle()
+	return changes.changed, err
 }
 
 // dumpRequest is what to ask another node for.
@@ -252,7 +262,7 @@ func (s *Server) untilAnswered(ctx context.Context, what string, tell func(conte
 			return err
 		}
 		s.limited.warn(s.logger, "index was not reached, trying again", "message", what, "reason", "index_unreachable", "error", err)
-		if !sleep(ctx, pause) {
+		if rest(ctx, pause) != nil {
 			return ctx.Err()
 		}
 	}

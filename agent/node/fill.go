@@ -52,7 +52,7 @@ func (f *filler) Run(ctx context.Context) error {
 		seen, err := s.watchKeys(ctx)
 		if err != nil {
 			f.failed(err)
-			if !sleep(ctx, copyRetryPause) {
+			if rest(ctx, copyRetryPause) != nil {
 				return ctx.Err()
 			}
 			continue
@@ -71,7 +71,7 @@ func (f *filler) Run(ctx context.Context) error {
 			}
 			f.failed(err)
 			give.consider(ctx, failures, time.Since(began))
-			if !sleep(ctx, min(time.Duration(failures)*copyRetryPause, 4*copyRetryPause)) {
+			if rest(ctx, min(time.Duration(failures)*copyRetryPause, 4*copyRetryPause)) != nil {
 				return ctx.Err()
 			}
 		}
@@ -79,7 +79,7 @@ func (f *filler) Run(ctx context.Context) error {
 		s.copying.seen.Store(nil)
 		if err != nil {
 			f.failed(err)
-			if !sleep(ctx, copyRetryPause) {
+			if rest(ctx, copyRetryPause) != nil {
 				return ctx.Err()
 			}
 			continue
@@ -112,18 +112,6 @@ func (f *filler) failed(err error) {
 		st.FailedAttempts++
 		st.ErrorReason, st.Error = reason, err.Error()
 	})
-}
-
-// sleep returns false if ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // collect dumps from the masters of all partitions that are missing, and notes
