@@ -190,6 +190,11 @@ func (k *relayKeeper) start(ctx context.Context, key relayKey, t *table, held te
 		FillInterval: func() time.Duration { return s.live.Load().ReconstructionInterval },
 		FillRate:     func() int64 { return int64(s.live.Load().ReconstructionBwlimit) << 10 },
 	}
+	// What is left of other partitions stays here.
+	cfg.FillKeep = func(key []byte) bool {
+		t := s.maps.table()
+		return t.resolver.Partition(key, max(len(t.parts), held.partition+1)) == held.partition
+	}
 	switch key.purpose {
 	case relaySlave:
 		// A slave copies the records itself. It may have begun before the map told
@@ -214,10 +219,6 @@ func (k *relayKeeper) start(ctx context.Context, key relayKey, t *table, held te
 		// In mode forward nothing is written here; whoever changes the mode later
 		// gets no dump, as with the original.
 		cfg.Fill = s.live.Load().ClusterReplication.Mode == options.Duplicate
-		cfg.FillKeep = func(key []byte) bool {
-			p, ok := s.maps.table().partition(key)
-			return ok && p == held.partition
-		}
 	}
 	runCtx, cancel := context.WithCancel(ctx)
 	r := &relayRun{key: key, relay: relay.New(s.db, cfg), cancel: cancel}
