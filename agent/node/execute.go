@@ -183,6 +183,9 @@ func (s *Server) replicated(req *text.Request) bool {
 
 // awaitReplicas waits until every in-sync replica has the position.
 func (s *Server) awaitReplicas(lsn topology.LSN) error {
+	if s.source.Acknowledged(lsn) {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, 3*s.live.Load().ReplicationTimeout)
 	defer cancel()
 	if err := s.source.Wait(ctx, lsn); err != nil {

@@ -143,6 +143,20 @@ func (s *Source) StepDown() {
 	s.notify()
 }
 
+// Acknowledged tells whether Wait would return nil at once.
+func (s *Source) Acknowledged(lsn topology.LSN) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stop != nil && s.acknowledged(lsn)
+}
+
+// acknowledged needs mu.
+func (s *Source) acknowledged(lsn topology.LSN) bool {
+	s.leader.Committed(lsn)
+	stable, any := s.leader.Stable()
+	return !any || !stable.Less(lsn)
+}
+
 // Wait returns when every in-sync replica has applied the log up to lsn: with nil,
 // or with ErrTimeout, ErrNotMaster or the context's error if it is not known to be so.
 func (s *Source) Wait(ctx context.Context, lsn topology.LSN) error {
@@ -151,8 +165,7 @@ func (s *Source) Wait(ctx context.Context, lsn topology.LSN) error {
 		s.mu.Unlock()
 		return ErrNotMaster
 	}
-	s.leader.Committed(lsn)
-	if stable, any := s.leader.Stable(); !any || !stable.Less(lsn) {
+	if s.acknowledged(lsn) {
 		s.mu.Unlock()
 		return nil
 	}

@@ -68,10 +68,15 @@ func openEngine(dir string, o engineOptions) (_ *engine, err error) {
 
 	// A log is archived when every column family has flushed what it holds of
 	// it, and a tail that starts in a log reads it from its beginning: so flush
-	// early enough, and the small families along with the big one.
+	// early enough, and the small families along with the big one. A burst of
+	// writes may run ahead of flush and compaction for a while before it is slowed
+	// down; what that costs reads is little, since each file has a filter.
 	opts.SetWriteBufferSize(uint64(o.writeBuffer))
-	opts.SetMaxWriteBufferNumber(3)
-	opts.SetMaxTotalWalSize(uint64(4 * o.writeBuffer))
+	opts.SetMaxWriteBufferNumber(5)
+	opts.SetMaxTotalWalSize(uint64(8 * o.writeBuffer))
+	opts.SetLevel0FileNumCompactionTrigger(8)
+	opts.SetLevel0SlowdownWritesTrigger(32)
+	opts.SetLevel0StopWritesTrigger(48)
 
 	e.cache = grocksdb.NewLRUCache(uint64(o.blockCache))
 	e.table = grocksdb.NewDefaultBlockBasedTableOptions()

@@ -56,10 +56,10 @@ func (b *bench) flare(ctx context.Context, name string, partitions int, spec str
 	return c, c.WaitReady(ctx)
 }
 
-func (b *bench) memcached(ctx context.Context) (addr string, err error) {
+func (b *bench) memcached(ctx context.Context) (addr string, pid int, err error) {
 	addr, err = freeAddr()
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	host, port, _ := net.SplitHostPort(addr)
 	args := append([]string{"-l", host, "-p", port}, memcachedArgs...)
@@ -70,7 +70,7 @@ func (b *bench) memcached(ctx context.Context) (addr string, err error) {
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	b.stops = append(b.stops, func() {
 		cmd.Process.Kill()
@@ -82,11 +82,11 @@ func (b *bench) memcached(ctx context.Context) (addr string, err error) {
 		nc, err := net.Dial("tcp", addr)
 		if err == nil {
 			nc.Close()
-			return addr, nil
+			return addr, cmd.Process.Pid, nil
 		}
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("memcached does not answer: %w", err)
+			return "", 0, fmt.Errorf("memcached does not answer: %w", err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -124,7 +124,7 @@ func (b *bench) againstMemcached(ctx context.Context) error {
 		if len(lines) == 0 {
 			continue
 		}
-		peer, err := b.memcached(ctx)
+		peer, peerPID, err := b.memcached(ctx)
 		if err != nil {
 			return err
 		}
@@ -132,7 +132,7 @@ func (b *bench) againstMemcached(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		subject := cluster.Nodes[0].Addr
+		subject, pid := cluster.Nodes[0].Addr, cluster.Nodes[0].Flared.PID()
 		for _, addr := range []string{subject, peer} {
 			if err := lines[0].fill(addr); err != nil {
 				return err
@@ -144,8 +144,8 @@ func (b *bench) againstMemcached(ctx context.Context) error {
 		}
 		for _, w := range lines {
 			err := b.compare(ctx, w.name, targets[strings.Split(w.name, ",")[0]][min(w.depth, 2)-1],
-				side{"flared", func(ctx context.Context) (result, error) { return w.run(ctx, subject, b.time) }},
-				side{"memcached", func(ctx context.Context) (result, error) { return w.run(ctx, peer, b.time) }})
+				side{"flared", pid, func(ctx context.Context) (result, error) { return w.run(ctx, subject, b.time) }},
+				side{"memcached", peerPID, func(ctx context.Context) (result, error) { return w.run(ctx, peer, b.time) }})
 			if err != nil {
 				return err
 			}
@@ -175,8 +175,8 @@ func (b *bench) synced(ctx context.Context) error {
 	w := workload{name: name, depth: 1, multi: 1, conns: b.conns, valueLen: 100, keys: b.keys}
 	b.header("flared", "db_bench")
 	return b.compare(ctx, name, 0.8,
-		side{"flared", func(ctx context.Context) (result, error) { return w.run(ctx, cluster.Nodes[0].Addr, b.time) }},
-		side{"db_bench", func(ctx context.Context) (result, error) { return b.dbBench(ctx, b.time) }})
+		side{"flared", cluster.Nodes[0].Flared.PID(), func(ctx context.Context) (result, error) { return w.run(ctx, cluster.Nodes[0].Addr, b.time) }},
+		side{"db_bench", 0, func(ctx context.Context) (result, error) { return b.dbBench(ctx, b.time) }})
 }
 
 var opsPerSecond = regexp.MustCompile(`fillrandom\s*:.*?\s(\d+) ops/sec`)
@@ -239,8 +239,8 @@ func (b *bench) wrongNode(ctx context.Context) error {
 				}
 			}
 			err := b.compare(ctx, w.name, 0.5,
-				side{"wrong", func(ctx context.Context) (result, error) { return w.run(ctx, wrong, b.time) }},
-				side{"right", func(ctx context.Context) (result, error) { return w.run(ctx, right, b.time) }})
+				side{"wrong", cluster.NodeByAddr(wrong).Flared.PID(), func(ctx context.Context) (result, error) { return w.run(ctx, wrong, b.time) }},
+				side{"right", cluster.NodeByAddr(right).Flared.PID(), func(ctx context.Context) (result, error) { return w.run(ctx, right, b.time) }})
 			if err != nil {
 				return err
 			}

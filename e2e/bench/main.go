@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -69,6 +70,7 @@ func (c config) run(ctx context.Context) error {
 // A side is one of the two things a line compares.
 type side struct {
 	name string
+	pid  int // of the server; 0 if its processor time is not of interest
 	run  func(context.Context) (result, error)
 }
 
@@ -79,15 +81,17 @@ func (b *bench) compare(ctx context.Context, name string, want float64, subject,
 		return nil
 	}
 	var ratios []float64
-	var rates, p99s [2][]float64
+	var rates, p99s, costs [2][]float64
 	for range b.rounds {
 		for i, s := range []side{subject, peer} {
+			before := processorTime(s.pid)
 			r, err := s.run(ctx)
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", name, s.name, err)
 			}
 			rates[i] = append(rates[i], r.rate())
 			p99s[i] = append(p99s[i], float64(r.p99)/float64(time.Millisecond))
+			costs[i] = append(costs[i], float64(processorTime(s.pid)-before)/float64(time.Microsecond)/float64(r.ops))
 		}
 		ratios = append(ratios, rates[0][len(rates[0])-1]/rates[1][len(rates[1])-1])
 	}
@@ -95,14 +99,31 @@ func (b *bench) compare(ctx context.Context, name string, want float64, subject,
 	if want > 0 && median(ratios) < want {
 		verdict = "  below"
 	}
-	fmt.Printf("%-34s %9.0f %9.0f  %6.2f %6.2f %6.2f  %5.2f %8.2f %8.2f%s\n", name, median(rates[0]), median(rates[1]),
-		slices.Min(ratios), median(ratios), slices.Max(ratios), want, median(p99s[0]), median(p99s[1]), verdict)
+	fmt.Printf("%-34s %9.0f %9.0f  %6.2f %6.2f %6.2f  %5.2f %7.2f %7.2f %7.1f %7.1f%s\n", name,
+		median(rates[0]), median(rates[1]), slices.Min(ratios), median(ratios), slices.Max(ratios), want,
+		median(p99s[0]), median(p99s[1]), median(costs[0]), median(costs[1]), verdict)
 	return nil
 }
 
 func (b *bench) header(subject, peer string) {
-	fmt.Printf("\n%-34s %9s %9s  %6s %6s %6s  %5s %8s %8s\n", subject+" / "+peer, subject, peer, "ratio", "", "", "", "p99 ms", "p99 ms")
-	fmt.Printf("%-34s %9s %9s  %6s %6s %6s  %5s %8s %8s\n", "", "per s", "per s", "min", "median", "max", "want", subject, peer)
+	fmt.Printf("\n%-34s %9s %9s  %6s %6s %6s  %5s %15s %15s\n", subject+" / "+peer, subject, peer, "ratio", "", "", "", "p99 ms", "cpu us/request")
+	fmt.Printf("%-34s %9s %9s  %6s %6s %6s  %5s %7.7s %7.7s %7.7s %7.7s\n", "", "per s", "per s", "min", "median", "max", "want", subject, peer, subject, peer)
+}
+
+// processorTime returns what a process has used so far; 0 if it is not there.
+func processorTime(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The fields behind the name, which may hold spaces; ticks are of 10 ms.
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(fields[11], 10, 64)
+	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 func median[T cmp.Ordered](values []T) T {
