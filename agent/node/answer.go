@@ -58,7 +58,8 @@ func readReply(r *text.ReplyReader, c *call) error {
 			return fmt.Errorf("%w: a value of another key", text.ErrMalformed)
 		}
 		c.found = true
-		c.record = storage.Record{Flags: v.Flags, Expire: v.Expire, Version: v.Version, Value: slices.Clone(v.Data)}
+		c.value = append(c.value[:0], v.Data...)
+		c.record = storage.Record{Flags: v.Flags, Expire: v.Expire, Version: v.Version, Value: c.value}
 		if c.shape == shapeGat {
 			return nil
 		}
@@ -75,7 +76,7 @@ func readReply(r *text.ReplyReader, c *call) error {
 		case c.shape == shapeNumber && it.Reply.Code == text.CodeOther:
 			line = bytes.TrimRight(line, " ")
 		}
-		c.line = slices.Clone(line)
+		c.line = append(c.line[:0], line...)
 		return nil
 	case it.Kind == text.KindReply:
 		return fmt.Errorf("%w: %s", text.ErrMalformed, it.Reply)

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,10 +71,11 @@ type pending struct {
 	silent    bool   // no answer is wanted
 	failure   string // that the commit ended with
 
-	req    *text.Request // otherwise; owned
-	call   *call         // may be nil
-	node   string        // that call went to
-	remote bool          // it went to the other cluster
+	req    *text.Request  // otherwise; owned
+	read   *postponedRead // pendingRead: what req is part of
+	call   *call          // may be nil
+	node   string         // that call went to
+	remote bool           // it went to the other cluster
 }
 
 type pendingKind uint8
@@ -281,18 +281,23 @@ func (c *conn) get() {
 }
 
 func (c *conn) postponeRead(key []byte, hash uint64, node string) {
-	req := &text.Request{
-		Command: c.req.Command,
-		Proxied: c.req.Proxied,
-		Via:     c.req.Via,
-		Keys:    [][]byte{slices.Clone(key)},
-	}
-	p := pending{kind: pendingRead, at: len(c.out), hash: hash, req: req, node: node}
+	r := postponedReads.Get().(*postponedRead)
+	r.key[0] = append(r.key[0][:0], key...)
+	r.req = text.Request{Command: c.req.Command, Proxied: c.req.Proxied, Via: c.req.Via, Keys: r.key[:]}
+	p := pending{kind: pendingRead, at: len(c.out), hash: hash, req: &r.req, read: r, node: node}
 	if node != "" {
-		p.call = c.s.forward(node, req, c.s.clock())
+		p.call = c.s.forward(node, &r.req, c.s.clock())
 	}
 	c.pending = append(c.pending, p)
 }
+
+// A postponedRead is the request for one key of a get that another node answers.
+type postponedRead struct {
+	req text.Request
+	key [1][]byte // of req
+}
+
+var postponedReads = sync.Pool{New: func() any { return new(postponedRead) }}
 
 // write answers every command that changes one key.
 func (c *conn) write() {
@@ -441,6 +446,9 @@ func (c *conn) settle() {
 				dst, found = c.s.settleRead(dst, p.req, p.call, p.node, deadline)
 			}
 			c.s.counters.get(found)
+			if p.read != nil {
+				postponedReads.Put(p.read)
+			}
 		}
 	}
 	dst = append(dst, c.out[from:]...)

@@ -220,12 +220,15 @@ func (s *Server) forward(node string, req *text.Request, now time.Time) *call {
 	fwd := *req
 	fwd.NoReply = false
 	fwd.Exptime = text.Expiry(fwd.Exptime, now.Unix())
-	via := append(slices.Clip(req.Via), s.self)
-	c := &call{hop: len(via), shape: shapeOf(req.Command), deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
+	via := s.onlySelf
+	if len(req.Via) > 0 {
+		via = append(slices.Clip(req.Via), s.self)
+	}
+	c := newCall(shapeOf(req.Command), len(via), now.Add(s.requestTimeout()))
 	if c.shape == shapeValues {
 		c.deadline = now.Add(readTimeout)
 	}
-	c.request = text.AppendRequest(nil, &fwd, via)
+	c.request = text.AppendRequest(c.request, &fwd, via)
 	s.peers.submit(node, uint32(s.hash(req.Key())>>32), c)
 	return c
 }
@@ -275,7 +278,9 @@ func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, 
 			case c.err == nil && !c.found && strings.HasPrefix(replyRoutingLoop, string(c.line)) && len(c.line) == len(replyRoutingLoop)-2:
 				failure = replyRoutingLoop
 			case c.err == nil:
-				return appendCall(dst, req, c)
+				dst = appendCall(dst, req, c)
+				c.release()
+				return dst
 			case errors.Is(c.err, errQueueFull):
 				s.limited.warn(s.logger, "write refused", "reason", "max_total_thread_queue", "error", c.err)
 				return append(dst, text.ReplyProxyFailure...)
@@ -346,8 +351,8 @@ func (s *Server) settleRead(dst []byte, req *text.Request, c *call, node string,
 	key, withVersion := req.Key(), req.Command == text.CmdGets
 	var avoid, useless []string // not reached; reached, but do not answer such a request
 	for {
-		wake := s.changed.wait()
 		if c == nil {
+			wake := s.changed.wait()
 			switch r := s.maps.table().routeRead(key, req.Via, slices.Concat(avoid, useless), rand.Uint32()); r.action {
 			case actLocal:
 				dst, found, err := s.readLocal(dst, key, withVersion)
@@ -378,11 +383,13 @@ func (s *Server) settleRead(dst []byte, req *text.Request, c *call, node string,
 		case <-s.ctx.Done():
 			return dst, false
 		}
-		if c.err == nil && c.found {
-			return text.AppendValue(dst, key, c.record.Flags, c.record.Value, c.record.Version, withVersion), true
-		}
-		if c.err == nil && len(c.line) == 0 {
-			return dst, false
+		if c.err == nil && (c.found || len(c.line) == 0) {
+			found := c.found
+			if found {
+				dst = text.AppendValue(dst, key, c.record.Flags, c.record.Value, c.record.Version, withVersion)
+			}
+			c.release()
+			return dst, found
 		}
 		if errors.Is(c.err, errQueueFull) {
 			s.limited.warn(s.logger, "read answered as not found", "reason", "max_total_thread_queue", "error", c.err)

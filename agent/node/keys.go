@@ -151,8 +151,8 @@ func (s *Server) partitionKeys(ctx context.Context, p int, prefix []byte, limit 
 func (s *Server) forwardKeys(ctx context.Context, t *table, p int, node string, prefix []byte, limit int) ([][]byte, error) {
 	req := &text.Request{Command: text.CmdKeys, Keys: [][]byte{prefix}, Limit: limit}
 	deadline, _ := ctx.Deadline()
-	c := &call{hop: 1, shape: shapeOf(req.Command), deadline: deadline, done: make(chan struct{})}
-	c.request = text.AppendRequest(nil, req, []string{s.self})
+	c := newCall(shapeOf(req.Command), 1, deadline)
+	c.request = text.AppendRequest(c.request, req, []string{s.self})
 	s.peers.submit(node, 0, c)
 	select {
 	case <-c.done:

@@ -7,6 +7,8 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +25,11 @@ const (
 	peerRetryPause = 200 * time.Millisecond
 	// peerQueueBytes bounds what waits for one connection.
 	peerQueueBytes = 64 << 20
+	// keepQueue is the number of calls up to which a queue's memory is used again.
+	keepQueue = 1024
+	// deadlineSlack is by how much a connection's deadline may be off: to set one
+	// for every call costs more than the call.
+	deadlineSlack = 100 * time.Millisecond
 )
 
 var (
@@ -59,12 +66,13 @@ type call struct {
 
 	waiting *atomic.Int64 // that it counts in until it is finished
 
-	done   chan struct{}
+	done   chan struct{}  // capacity 1, one signal
 	err    error          // errNotSent, errInFlight, errQueueFull or nil
 	line   []byte         // the answer, unless found
 	found  bool           // the answer is record
-	record storage.Record // owned by the call
-	keys   [][]byte       // with shapeKeys
+	record storage.Record // its value is value
+	value  []byte
+	keys   [][]byte // with shapeKeys
 }
 
 // peers holds the connections to other nodes.
@@ -178,10 +186,35 @@ func all(kinds map[linkKind][]*link) iter.Seq[*link] {
 	}
 }
 
+// calls are used again: a node that forwards a request should not make the
+// garbage collector pay for it.
+var calls = sync.Pool{New: func() any { return &call{done: make(chan struct{}, 1)} }}
+
+// keepCall bounds in bytes the buffers that are used again.
+const keepCall = 64 << 10
+
+// newCall returns a call to fill with a request, which is appended to request.
+func newCall(shape replyShape, hop int, deadline time.Time) *call {
+	c := calls.Get().(*call)
+	*c = call{
+		request: c.request[:0], line: c.line[:0], value: c.value[:0], done: c.done,
+		shape: shape, hop: hop, deadline: deadline,
+	}
+	return c
+}
+
+// release gives a call back of which nothing is used any more. One that failed
+// may still be in the hands of whoever was reading its answer, and is left alone.
+func (c *call) release() {
+	if c.err == nil && cap(c.request)+cap(c.value)+cap(c.line) <= keepCall {
+		calls.Put(c)
+	}
+}
+
 func (c *call) finish(err error) {
 	c.err = err
 	c.waiting.Add(-1)
-	close(c.done)
+	c.done <- struct{}{}
 }
 
 // A link is one pipelined connection to another node: a writer that sends
@@ -198,7 +231,10 @@ type link struct {
 	queue    []*call
 	queued   int // bytes in queue
 	conn     net.Conn
-	inflight []*call // sent, not answered, oldest first
+	inflight []*call   // sent, not answered, oldest first
+	readBy   time.Time // deadline set for reads from conn
+
+	writeBy time.Time // likewise for writes; of the writer
 }
 
 func (l *link) enqueue(c *call) {
@@ -272,6 +308,9 @@ func (l *link) run() {
 			return
 		case <-l.wake:
 		}
+		// Whoever queued the first call made this goroutine the next to run. Let it,
+		// and others that are ready, queue what else there is: one write takes all.
+		runtime.Gosched()
 		l.mu.Lock()
 		conn := l.conn
 		l.mu.Unlock()
@@ -318,6 +357,7 @@ func (l *link) dial() (net.Conn, error) {
 		return nil, l.stopped
 	}
 	l.conn = conn
+	l.readBy, l.writeBy = time.Time{}, time.Time{}
 	go l.read(conn)
 	return conn, nil
 }
@@ -340,18 +380,23 @@ func (l *link) send(conn net.Conn, buf []byte) []byte {
 			continue
 		}
 		buf = append(buf, c.request...)
-		if len(l.inflight) == 0 {
-			conn.SetReadDeadline(c.deadline)
-		}
 		l.inflight = append(l.inflight, c)
 		until = c.deadline
 	}
-	l.queue, l.queued = nil, 0
+	clear(l.queue)
+	l.queue, l.queued = l.queue[:0], 0
+	if cap(l.queue) > keepQueue {
+		l.queue = nil
+	}
+	l.expect(conn)
 	l.mu.Unlock()
 	if len(buf) == 0 {
 		return buf
 	}
-	conn.SetWriteDeadline(until)
+	if left := l.writeBy.Sub(now); left < until.Sub(now)-deadlineSlack || left > until.Sub(now) {
+		l.writeBy = until
+		conn.SetWriteDeadline(until)
+	}
 	n, err := conn.Write(buf)
 	l.peers.traffic.written.Add(uint64(n))
 	if err != nil {
@@ -360,6 +405,31 @@ func (l *link) send(conn net.Conn, buf []byte) []byte {
 		l.mu.Unlock()
 	}
 	return buf
+}
+
+// expect makes reads from conn end when the oldest call must be answered, give or
+// take deadlineSlack; l.mu is held. While there is none the deadline stays, and
+// read takes no notice of it.
+func (l *link) expect(conn net.Conn) {
+	if len(l.inflight) == 0 {
+		return
+	}
+	if by := l.inflight[0].deadline; l.readBy.Sub(by).Abs() >= deadlineSlack {
+		l.readBy = by
+		conn.SetReadDeadline(by)
+	}
+}
+
+// idle takes the deadline away if it ended a read although nothing is overdue;
+// l.mu is held.
+func (l *link) idle(conn net.Conn, now time.Time) bool {
+	if l.conn != conn || len(l.inflight) > 0 && l.inflight[0].deadline.Sub(now) < deadlineSlack {
+		return false
+	}
+	l.readBy = time.Time{}
+	conn.SetReadDeadline(l.readBy)
+	l.expect(conn)
+	return true
 }
 
 // read matches answers with calls until the connection ends. It always reads,
@@ -373,6 +443,10 @@ func (l *link) read(conn net.Conn) {
 			err = in.wait()
 		}
 		l.mu.Lock()
+		if errors.Is(err, os.ErrDeadlineExceeded) && l.idle(conn, time.Now()) {
+			l.mu.Unlock()
+			continue
+		}
 		if err == nil && len(l.inflight) == 0 {
 			err = errors.New("bytes that nobody asked for")
 		}
@@ -394,12 +468,9 @@ func (l *link) read(conn net.Conn) {
 			l.mu.Unlock()
 			return
 		}
+		l.inflight[0] = nil
 		l.inflight = l.inflight[1:]
-		if len(l.inflight) > 0 {
-			conn.SetReadDeadline(l.inflight[0].deadline)
-		} else {
-			conn.SetReadDeadline(time.Time{})
-		}
+		l.expect(conn)
 		l.mu.Unlock()
 		c.finish(nil)
 	}

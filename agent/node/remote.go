@@ -40,16 +40,16 @@ func (s *Server) ask(to *remote, req *text.Request) *call {
 	fwd := *req
 	fwd.NoReply = false
 	fwd.Exptime = text.Expiry(fwd.Exptime, now.Unix())
-	c := &call{hop: len(req.Via) + 1, shape: shapeOf(req.Command), deadline: now.Add(s.requestTimeout()), done: make(chan struct{})}
+	c := newCall(shapeOf(req.Command), len(req.Via)+1, now.Add(s.requestTimeout()))
 	if c.shape == shapeValues {
 		c.deadline = now.Add(readTimeout)
 	}
-	c.request = text.AppendRequest(nil, &fwd, nil)
+	c.request = text.AppendRequest(c.request, &fwd, nil)
 	s.remotes.submit(to.addr, uint32(s.hash(req.Key())>>32), c)
 	return c
 }
 
-// await waits for the answer of the other cluster; false means that there is none.
+// awaitRemote waits for the answer of the other cluster; false means that there is none.
 func (s *Server) awaitRemote(c *call) bool {
 	select {
 	case <-c.done:

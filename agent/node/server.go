@@ -57,6 +57,7 @@ type Config struct {
 // A Server is one storage node.
 type Server struct {
 	self     string // node key
+	onlySelf []string
 	version  string
 	instance string
 	started  time.Time
@@ -135,6 +136,7 @@ func New(cfg Config) (*Server, error) {
 	if s.logger == nil {
 		s.logger = slog.Default()
 	}
+	s.onlySelf = []string{s.self}
 	s.started = s.clock()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.relays = newRelayKeeper(s)

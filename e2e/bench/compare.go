@@ -53,7 +53,34 @@ func (b *bench) flare(ctx context.Context, name string, partitions int, spec str
 	b.stops = append(b.stops, func() { c.Stop() })
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return c, c.WaitReady(ctx)
+	if err := c.WaitReady(ctx); err != nil {
+		return nil, err
+	}
+	// The controller knows before the nodes do.
+	for _, n := range c.Nodes {
+		for _, key := range b.keys[:min(len(b.keys), 16)] {
+			if err := awaitStored(ctx, n.Addr, key); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return c, nil
+}
+
+// awaitStored stores a key as soon as the node takes it.
+func awaitStored(ctx context.Context, addr, key string) error {
+	w := workload{keys: []string{key}, valueLen: 1}
+	for {
+		err := w.fill(addr)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("node is not ready: %w", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func (b *bench) memcached(ctx context.Context) (addr string, pid int, err error) {

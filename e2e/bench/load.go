@@ -221,6 +221,9 @@ func (c *client) expect(n int, ok func([]byte) bool) error {
 		return fmt.Errorf("answer of %d bytes: %w", n, err)
 	}
 	if !ok(b) {
+		if more, _ := c.r.Peek(c.r.Buffered()); n <= c.r.Size() {
+			b = more // an error line is longer than what was expected
+		}
 		return fmt.Errorf("unexpected answer %.80q", b)
 	}
 	if n <= c.r.Size() {

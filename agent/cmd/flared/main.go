@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"syscall"
@@ -114,6 +115,9 @@ func serve(opts options.Options, settings *node.Settings, pid string, level *slo
 	if err := setBackLog(listener, opts.BackLog); err != nil {
 		return fmt.Errorf("listen: back-log %d: %w", opts.BackLog, err)
 	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbagePercent(opts.RecordCacheSizeMB << 20))
+	}
 	db, err := openDatabase(opts, signals, logger)
 	if err != nil {
 		return fmt.Errorf("open database: %w", err)
@@ -167,6 +171,15 @@ func serve(opts options.Options, settings *node.Settings, pid string, level *slo
 		}
 	})
 	return server.Run(ctx)
+}
+
+// garbagePercent returns the share of live memory that may become garbage before
+// it is collected. The cache of records is live memory in which there is nothing
+// to follow, so that a collection costs the same however large it is; but by
+// default as much garbage as that would pile up.
+func garbagePercent(cache int64) int {
+	const garbage = 64 << 20 // bytes, about
+	return max(3, int(100*garbage/(cache+garbage)))
 }
 
 const (
