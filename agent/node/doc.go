@@ -11,7 +11,10 @@
 //	nodeMap     the map in force; set by the index, read without locks
 //	gate        between a write and the database; closed unless this node is
 //	            the master of the partition, in an epoch that it has begun
+//	            - or, if it copies a node without a log, for what that one executed
 //	roleKeeper  level-triggered: makes the node do what the map says
+//	slaveCopier copies a master of the original; filler the masters that have the
+//	            keys of a partition that is being added
 //	indexClient registration, and what a node has to tell the index
 //	service     NodeService for the agent, on a Unix-domain socket
 //
