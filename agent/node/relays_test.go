@@ -88,6 +88,37 @@ func (p *cppNode) saws(n int) []string {
 	return p.requests()
 }
 
+// relaysTo waits until the log is kept for another node.
+func (n *testNode) relaysTo(key relayKey) {
+	n.t.Helper()
+	eventually(n.t, "relay runs", func() error {
+		n.relays.mu.Lock()
+		defer n.relays.mu.Unlock()
+		if n.relays.running[key] == nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+}
+
+// A node that began to copy before the map told its master of it gets what was
+// written since.
+func TestSlaveThatDumpsBeforeTheMap(t *testing.T) {
+	x, p := newTestIndex(t), newCppNode(t)
+	n := startNode(t, x, quick)
+	x.master(n.key(), 0)
+	n.settled(dutyMaster)
+	p.answer = accepting
+	c := dial(t, n)
+	c.ask("set before 0 0 1\r\nx\r\n", "STORED\r\n")
+	c.ask("dump\r\n", "VALUE before 0 1 1 0\r\nx\r\nEND\r\n")
+	c.ask("set since 0 0 1\r\nx\r\n", "STORED\r\n")
+	x.add(p.entry(topology.Slave, topology.Prepare, 0, 0))
+	if got := p.saws(1); !slices.Equal(got, []string{"<" + n.key() + ">set since 0 0 1 1"}) {
+		t.Errorf("slave was asked %q", got)
+	}
+}
+
 // A slave of the original gets each write with its version, in the forms of the
 // original, and nobody waits for it.
 func TestOriginalAsSlave(t *testing.T) {
@@ -190,6 +221,7 @@ func TestBug11WritesOfAnOutageReachTheSlave(t *testing.T) {
 		return accepting(req)
 	}
 	x.add(p.entry(topology.Slave, topology.Prepare, 0, 0))
+	n.relaysTo(relayKey{relaySlave, p.key()})
 	c := dial(t, n)
 	for i := range 20 {
 		c.ask(fmt.Sprintf("set k%d 0 0 1\r\nx\r\n", i), "STORED\r\n")
@@ -219,14 +251,7 @@ func TestWritesForANewPartition(t *testing.T) {
 	n.settled(dutyMaster)
 	p.answer = accepting
 	x.add(p.entry(topology.Master, topology.Prepare, 1, 1))
-	eventually(t, "relay runs", func() error {
-		n.relays.mu.Lock()
-		defer n.relays.mu.Unlock()
-		if n.relays.running[relayKey{relayFill, p.key()}] == nil {
-			return errors.New("not yet")
-		}
-		return nil
-	})
+	n.relaysTo(relayKey{relayFill, p.key()})
 	c := dial(t, n)
 	resolver := n.maps.table().resolver
 	want := 0
