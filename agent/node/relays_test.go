@@ -285,3 +285,71 @@ func TestWritesForANewPartition(t *testing.T) {
 		return nil
 	})
 }
+
+// A partition is added under load: no write of the keys that move is lost, from
+// before, while it was filled, and while it was put in force.
+func TestNewPartitionUnderLoad(t *testing.T) {
+	x := newTestIndex(t)
+	old, fresh := startNode(t, x, quick), startNode(t, x, quick)
+	x.master(old.key(), 0)
+	old.settled(dutyMaster)
+	stop, done := make(chan struct{}), make(chan int)
+	go func() {
+		c, i := dial(t, old), 0
+		defer func() { done <- i }()
+		for ; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			c.nc.SetDeadline(time.Now().Add(patience))
+			fmt.Fprintf(c.nc, "set k%d 0 0 1\r\nx\r\n", i)
+			if line, err := c.r.ReadString('\n'); line != "STORED\r\n" {
+				t.Errorf("k%d: %q %v", i, line, err)
+				return
+			}
+		}
+	}()
+	load := func() {
+		from := old.counters.cmdSet.Load()
+		eventually(t, "load", func() error {
+			if n := old.counters.cmdSet.Load() - from; n < 200 {
+				return fmt.Errorf("%d writes", n)
+			}
+			return nil
+		})
+	}
+	load()
+	x.change(func() {
+		n := x.find(fresh.key())
+		n.Role, n.State, n.Partition, n.Balance = topology.Master, topology.Prepare, 1, 1
+	})
+	x.tells(fresh.says("node state 127.0.0.1 %d ready"), 1)
+	load()
+	// The new master hears it first.
+	x.mu.Lock()
+	x.find(fresh.key()).State = topology.Active
+	x.epochs[1]++
+	x.find(fresh.key()).Epoch = x.epochs[1]
+	x.version++
+	if err := x.pushTo(fresh.key(), topology.NewMap(x.version, x.nodes)); err != nil {
+		t.Error(err)
+	}
+	x.mu.Unlock()
+	load()
+	x.change(func() {})
+	load()
+	close(stop)
+	n := <-done
+	resolver := old.maps.table().resolver
+	eventually(t, "new master has its records", func() error {
+		for i := range n {
+			key := fmt.Sprint("k", i)
+			if got := fresh.record(key); resolver.Partition([]byte(key), 2) == 1 && got != "1 0 0 x" {
+				return fmt.Errorf("%s of %d is %q", key, n, got)
+			}
+		}
+		return nil
+	})
+}

@@ -30,6 +30,7 @@ type peer struct {
 	records  map[string]storage.Record
 	tombs    map[string]uint64
 	lines    []string                         // what came, without data
+	quiet    bool                             // lines is not kept
 	answer   func(line string) (string, bool) // instead of the rules
 	drop     func() bool                      // close instead of answering
 }
@@ -95,8 +96,11 @@ func (p *peer) serve(nc net.Conn) {
 func (p *peer) execute(req *text.Request) (string, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	line, _, _ := strings.Cut(string(text.AppendRequest(nil, req, req.Via)), "\r\n")
-	p.lines = append(p.lines, line)
+	line := ""
+	if !p.quiet {
+		line, _, _ = strings.Cut(string(text.AppendRequest(nil, req, req.Via)), "\r\n")
+		p.lines = append(p.lines, line)
+	}
 	if p.drop != nil && p.drop() {
 		return "", false
 	}
