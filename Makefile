@@ -62,7 +62,7 @@ tools:
 	@cd .tools && CGO_ENABLED=0 $(GO) build -o $(BIN)/ tool
 
 ##@ Check
-.PHONY: test lint e2e bench
+.PHONY: test lint e2e bench bench-packages
 test: deps ## All unit and integration tests, with the race detector
 	e2e/test.sh
 
@@ -73,5 +73,9 @@ lint: ## gofmt, go vet, staticcheck, buf lint, generated files up to date
 e2e: ## End-to-end suite on the local Kubernetes (SUITE=smoke)
 	@BUILD=$(BUILD) e2e/run.sh $(SUITE)
 
-bench: build ## Benchmarks of the packages that carry the load
-	$(GO) test -run '^$$' -bench . -benchmem ./proto/text ./agent/storage
+bench: build ## Ratios to memcached and db_bench on this machine (ONLY=text: lines with that in their name)
+	@e2e/deps.sh memcached rocksdb-tools
+	@$(GO) build -o $(BIN)/ ./e2e/bench && $(BIN)/bench -bin $(BIN) -only "$(ONLY)"
+
+bench-packages: ## Go benchmarks of the packages that carry the load
+	$(GO) test -run '^$$' -bench . -benchmem ./proto/text ./agent/storage ./agent/node

@@ -1,10 +1,10 @@
 #!/bin/bash
 # Installs the Debian packages that building and testing flare need: RocksDB
 # and the libraries it compresses with, a C++ compiler for cgo, and a client that
-# checks the protocol. Installs only what is missing; needs root only then.
+# checks the protocol; further packages are arguments. Installs only what is missing; needs root only then.
 set -euo pipefail
 
-packages=(g++ librocksdb-dev libsnappy-dev liblz4-dev libzstd-dev zlib1g-dev libbz2-dev libmemcached-tools)
+packages=(g++ librocksdb-dev libsnappy-dev liblz4-dev libzstd-dev zlib1g-dev libbz2-dev libmemcached-tools "$@")
 missing=()
 for p in "${packages[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")

@@ -138,6 +138,10 @@ func (s *Server) appendStats(dst []byte) ([]byte, error) {
 	num("expiry_sweep_walks", s.sweeper.walks.Load())
 	num("expiry_sweep_removed", s.sweeper.removed.Load())
 	num("expiry_sweep_removed_bytes", s.sweeper.bytes.Load())
+	num("record_cache_limit_bytes", st.Cache.Limit)
+	num("record_cache_entries", st.Cache.Entries)
+	num("record_cache_hits", st.Cache.Hits)
+	num("record_cache_misses", st.Cache.Misses)
 	dst = s.appendLogStats(dst, st)
 	dst = s.appendClusterStats(dst)
 	return append(dst, text.ReplyEnd...), nil

@@ -134,15 +134,20 @@ func (c *recordCache) reset() {
 
 // CacheStats is what can be counted about the cache of records.
 type CacheStats struct {
-	Limit   int64 // bytes
-	Entries int64
-	Hits    int64 // since the start
-	Misses  int64
+	Limit   uint64 // bytes that it may take, keys and its own overhead included
+	Entries uint64
+	Hits    uint64 // since the start
+	Misses  uint64
 }
 
 func (c *recordCache) stats() CacheStats {
 	if c == nil {
 		return CacheStats{}
 	}
-	return CacheStats{Limit: c.size, Entries: c.lru.EntryCount(), Hits: c.lru.HitCount(), Misses: c.lru.MissCount()}
+	return CacheStats{
+		Limit:   uint64(c.size),
+		Entries: uint64(c.lru.EntryCount()),
+		Hits:    uint64(c.lru.HitCount()),
+		Misses:  uint64(c.lru.MissCount()),
+	}
 }

@@ -19,6 +19,8 @@ type Stats struct {
 	Archived      int   // of WALFiles
 	ArchivedBytes int64 // of WALBytes
 
+	Cache CacheStats
+
 	Batches     uint64 // committed or applied since the start
 	Fsyncs      uint64 // of batches since the start
 	WriteErrors uint64 // since the start
@@ -28,6 +30,7 @@ type Stats struct {
 func (db *DB) Stats() (Stats, error) {
 	s := Stats{
 		Tombstones:  db.tombs.len(),
+		Cache:       db.cache.stats(),
 		Batches:     db.batches.Load(),
 		Fsyncs:      db.fsyncs.Load(),
 		WriteErrors: db.writeErrors.Load(),
