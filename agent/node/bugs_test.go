@@ -183,3 +183,35 @@ func TestStatsOfTheLog(t *testing.T) {
 		return nil
 	})
 }
+
+// TestItemCount: records that were overwritten, deleted or have expired do not blur
+// curr_items, and nobody makes a node count a large database.
+func TestItemCount(t *testing.T) {
+	n := single(t)
+	for range 3 {
+		fill(t, n, 2000, "x")
+	}
+	c := dial(t, n)
+	for i := range 100 {
+		c.ask(fmt.Sprintf("delete key%06d\r\n", i), "DELETED\r\n")
+	}
+	if values, _ := statsOf(c); values["curr_items"] != "1900" {
+		t.Errorf("curr_items is %s, want 1900", values["curr_items"])
+	}
+	st, err := n.db.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.ask("set another 0 2600000 1\r\nx\r\n", "STORED\r\n") // expired
+	eventually(t, "the next count", func() error {
+		if values, _ := statsOf(c); values["curr_items"] != "1901" {
+			return fmt.Errorf("curr_items is %s, want 1901", values["curr_items"])
+		}
+		return nil
+	})
+	st.Keys = 10 * countedItems
+	var count itemCount
+	if got, ok := count.count(t.Context(), n.db, st); ok {
+		t.Errorf("%d records were counted although %d are expected", got, st.Keys)
+	}
+}
