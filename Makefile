@@ -14,6 +14,7 @@ export GOFLAGS := -buildvcs=false
 RELEASE     ?= flare
 NAMESPACE   ?= flare
 SUITE       ?= smoke
+FUZZTIME    ?= 30s
 
 .DEFAULT_GOAL := help
 
@@ -62,9 +63,12 @@ tools:
 	@cd .tools && CGO_ENABLED=0 $(GO) build -o $(BIN)/ tool
 
 ##@ Check
-.PHONY: test lint e2e bench bench-packages
+.PHONY: test fuzz lint e2e bench bench-packages
 test: deps ## All unit and integration tests, with the race detector
 	e2e/test.sh
+
+fuzz: deps ## Every fuzz target, FUZZTIME (30s) each
+	@FUZZTIME=$(FUZZTIME) e2e/fuzz.sh
 
 lint: ## gofmt, go vet, staticcheck, buf lint, generated files up to date
 	@$(MAKE) -s tools

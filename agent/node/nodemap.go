@@ -29,7 +29,7 @@ type nodeMap struct {
 }
 
 func newNodeMap(self string, changed *broadcast, logger *slog.Logger) *nodeMap {
-	return &nodeMap{self: self, logger: logger, changed: changed}
+	return &nodeMap{self: self, logger: logger, changed: changed, clock: time.Now}
 }
 
 // table returns the table in force; nil before the first map.

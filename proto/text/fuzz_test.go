@@ -117,3 +117,23 @@ func FuzzReplyReader(f *testing.F) {
 		}
 	})
 }
+
+// FuzzNodeLine feeds one line to the parser of NODE lines: it takes no more than a line, and what it takes is
+// written and read again.
+func FuzzNodeLine(f *testing.F) {
+	f.Add([]byte("NODE 10.0.0.1 12121 0 0 0 1 16"))
+	f.Add([]byte("NODE n 12121 1 1 3 -1 17 9 more"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		n, err := parseNode(line)
+		if err != nil {
+			if err.Error() == "" {
+				t.Error("refused without a word")
+			}
+			return
+		}
+		again, err := parseNode(bytes.TrimSuffix(AppendNode(nil, n, true), []byte(crlf)))
+		if err != nil || again != n {
+			t.Errorf("%q is %+v, written and read again %+v, %v", line, n, again, err)
+		}
+	})
+}
