@@ -108,6 +108,9 @@ func FuzzReadBatch(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		follow(Position{}, data)
+		if ops, err := AppendOperations(nil, Batch{Data: data}); err == nil && len(ops) > len(data) {
+			t.Errorf("%d operations in %d bytes", len(ops), len(data))
+		}
 		r := readBatch(data)
 		var op batchOp
 		n := 0
