@@ -15,6 +15,9 @@
 //	roleKeeper  level-triggered: makes the node do what the map says
 //	slaveCopier copies a master of the original; filler the masters that have the
 //	            keys of a partition that is being added
+//	relayKeeper sends writes one by one to slaves that cannot read the log, to the
+//	            master of a new partition and to another cluster
+//	remote      the other cluster, while it answers clients instead of this one
 //	indexClient registration, and what a node has to tell the index
 //	service     NodeService for the agent, on a Unix-domain socket
 //

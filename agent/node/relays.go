@@ -103,7 +103,7 @@ type relayRun struct {
 	relay  *relay.Relay
 	cancel context.CancelFunc
 	ending bool // it is not wanted any more, but for the rest of the log
-	tasks  []*task
+	task   *task
 	dump   *task // while the relay sends all records to another cluster
 }
 
@@ -222,7 +222,7 @@ func (k *relayKeeper) start(ctx context.Context, key relayKey, t *table, held te
 	}
 	runCtx, cancel := context.WithCancel(ctx)
 	r := &relayRun{key: key, relay: relay.New(s.db, cfg), cancel: cancel}
-	r.tasks = append(r.tasks, s.tasks.register(s.clock(), func() taskInfo { return k.describe(r) }, r.relay.Interrupt))
+	r.task = s.tasks.register(s.clock(), func() taskInfo { return k.describe(r) }, r.relay.Interrupt)
 	k.running[key] = r
 	runs.Go(func() {
 		defer k.look()
@@ -265,9 +265,7 @@ func leads(t *table, node string) bool {
 func (k *relayKeeper) ended(r *relayRun) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, t := range r.tasks {
-		k.s.tasks.unregister(t)
-	}
+	k.s.tasks.unregister(r.task)
 	if r.dump != nil {
 		k.s.tasks.unregister(r.dump)
 	}

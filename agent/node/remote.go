@@ -49,20 +49,20 @@ func (s *Server) ask(to *remote, req *text.Request) *call {
 	return c
 }
 
-// awaitRemote waits for the answer of the other cluster; false means that there is none.
-func (s *Server) awaitRemote(c *call) bool {
+// awaitRemote waits for the answer of the other cluster. Without an error it is in c.
+func (s *Server) awaitRemote(c *call) error {
 	select {
 	case <-c.done:
 	case <-s.ctx.Done():
-		return false
+		return errInFlight // c is not ours yet
 	}
 	if c.err != nil {
 		s.forwards.failed.Add(1)
 		s.limited.warn(s.logger, "request was not answered by the other cluster", "reason", "cluster_replication", "error", c.err)
-		return false
+		return c.err
 	}
 	s.forwards.answered.Add(1)
-	return true
+	return nil
 }
 
 // getRemote answers get and gets from the other cluster.
@@ -87,7 +87,7 @@ func (c *conn) writeRemote(to *remote, hash uint64) {
 // settleRemoteRead appends the other cluster's answer to a read. Without one the
 // key counts as not found, as everywhere.
 func (s *Server) settleRemoteRead(dst []byte, p *pending) ([]byte, bool) {
-	if !s.awaitRemote(p.call) || !p.call.found {
+	if s.awaitRemote(p.call) != nil || !p.call.found {
 		return dst, false
 	}
 	r := &p.call.record
@@ -97,10 +97,10 @@ func (s *Server) settleRemoteRead(dst []byte, p *pending) ([]byte, bool) {
 // settleRemoteWrite appends the other cluster's answer to a write. It is never
 // repeated here: who wants that must know whether it may be executed twice.
 func (s *Server) settleRemoteWrite(dst []byte, p *pending) []byte {
-	switch {
-	case s.awaitRemote(p.call):
+	switch err := s.awaitRemote(p.call); {
+	case err == nil:
 		return appendCall(dst, p.req, p.call)
-	case errors.Is(p.call.err, errNotSent), errors.Is(p.call.err, errQueueFull):
+	case errors.Is(err, errNotSent), errors.Is(err, errQueueFull):
 		return append(dst, text.ReplyProxyFailure...)
 	}
 	return append(dst, text.ReplyProxyError...)
@@ -110,7 +110,7 @@ func (s *Server) settleRemoteWrite(dst []byte, p *pending) []byte {
 func (s *Server) remoteKeys(to *remote, prefix []byte, limit int) ([][]byte, error) {
 	c := s.ask(to, &text.Request{Command: text.CmdKeys, Keys: [][]byte{prefix}, Limit: limit})
 	switch {
-	case !s.awaitRemote(c):
+	case s.awaitRemote(c) != nil:
 		return nil, errors.New("proxy failure")
 	case len(c.line) > 0:
 		return nil, errors.New(string(c.line))
