@@ -1,0 +1,90 @@
+package replication
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/flarekv/flare/agent/replication/history"
+	"github.com/flarekv/flare/agent/storage"
+)
+
+// A scriptedCopier copies as the test lets it.
+type scriptedCopier struct {
+	copies, ends atomic.Int64
+	steps        chan error // what each Copy, then Follow returns
+}
+
+func (c *scriptedCopier) step(ctx context.Context) error {
+	select {
+	case err := <-c.steps:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *scriptedCopier) Copy(ctx context.Context, progress func(int)) error {
+	c.copies.Add(1)
+	progress(10)
+	progress(5)
+	return c.step(ctx)
+}
+
+func (c *scriptedCopier) Follow(ctx context.Context) error { return c.step(ctx) }
+func (c *scriptedCopier) End()                             { c.ends.Add(1) }
+
+// TestMasterWithoutLog: a master that knows no streams is copied, again if that
+// failed or something was missed afterwards.
+func TestMasterWithoutLog(t *testing.T) {
+	c := &scriptedCopier{steps: make(chan error)}
+	var failures atomic.Int64
+	db, err := storage.Open(storage.Options{Dir: t.TempDir(), Logger: quiet, BlockCache: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	f := NewFollower(db, FollowerConfig{
+		Self: "a:1", Master: "m:1", Copier: c, Logger: quiet,
+		Dial: func(context.Context) (Conn, error) {
+			here, there := net.Pipe()
+			go func() {
+				bufio.NewReader(there).ReadString('\n')
+				there.Write([]byte("ERROR\r\n"))
+			}()
+			return here, nil
+		},
+		GiveUp: func(_ context.Context, n int, _ time.Duration) { failures.Store(int64(n)) },
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx) }()
+
+	waitFor(t, "a copy", func() bool { return f.Status().RecordsDone == 2 })
+	if s := f.Status(); s.Tier != history.TierDump || !s.Connected || s.BytesDone != 15 || s.Reason != "not_supported" {
+		t.Errorf("status %+v", s)
+	}
+	c.steps <- &Error{"dump_interrupted", errors.New("broke off")}
+	waitFor(t, "the second copy", func() bool { return c.copies.Load() == 2 })
+	if s := f.Status(); failures.Load() != 1 || s.FailedAttempts != 1 || s.Dumps != 0 {
+		t.Errorf("%d failures, status %+v", failures.Load(), s)
+	}
+	c.steps <- nil // complete
+	waitFor(t, "completion", func() bool { return f.Status().Dumps == 1 })
+	c.steps <- &Error{"write_missed", errors.New("missed")}
+	waitFor(t, "the third copy", func() bool { return c.copies.Load() == 3 })
+	if failures.Load() != 1 {
+		t.Errorf("%d failures after one copy succeeded", failures.Load())
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %v", err)
+	}
+	if c.ends.Load() != 0 {
+		t.Error("the copier was told that the master streams")
+	}
+}
