@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"testing"
 )
@@ -62,5 +63,26 @@ func BenchmarkApply(b *testing.B) {
 			}
 			batches = batches[:0]
 		}
+	}
+}
+
+// BenchmarkPipeline measures changes of random keys among many, in bursts as
+// busy connections make them.
+func BenchmarkPipeline(b *testing.B) {
+	const keys, burst = 200_000, 512
+	db := open(b, Options{RecordCache: 64 << 20})
+	v := bytes.Repeat([]byte("v"), 100)
+	p := db.NewPipeline(nil)
+	rng := rand.New(rand.NewPCG(1, 2))
+	put := func(Entry) Change { return Change{Op: Put, Record: Record{Version: 1, Value: v}} }
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := 0; i < b.N; i += burst {
+		for range burst {
+			if _, err := p.Update(fmt.Appendf(nil, "key%08d", rng.IntN(keys)), put); err != nil {
+				b.Fatal(err)
+			}
+		}
+		p.Reset()
 	}
 }
