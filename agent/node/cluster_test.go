@@ -469,7 +469,7 @@ func TestPipelining(t *testing.T) {
 
 func TestBigValue(t *testing.T) {
 	_, nodes := twoPartitions(t)
-	value := bytes.Repeat([]byte("0123456789abcde\n"), 512<<10) // 8 MiB
+	value := bytes.Repeat([]byte("0123456789abcde\n"), 128<<10) // 2 MiB, more than any buffer
 	for i, n := range nodes {
 		c := dial(t, n)
 		c.ask(fmt.Sprintf("set big%d 0 0 %d\r\n%s\r\n", i, len(value), value), "STORED\r\n")

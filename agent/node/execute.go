@@ -229,6 +229,7 @@ func (s *Server) forward(node string, req *text.Request, now time.Time) *call {
 		c.deadline = now.Add(readTimeout)
 	}
 	c.request = text.AppendRequest(c.request, &fwd, via)
+	c.deadline = c.deadline.Add(transferTime(len(c.request)))
 	s.peers.submit(node, uint32(s.hash(req.Key())>>32), c)
 	return c
 }

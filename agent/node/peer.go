@@ -420,6 +420,22 @@ func (l *link) expect(conn net.Conn) {
 	}
 }
 
+// extend gives the answer that is being read more time for n bytes of it that
+// came: a large value may take longer than a small one.
+func (l *link) extend(conn net.Conn, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == conn && len(l.inflight) > 0 {
+		c := l.inflight[0]
+		c.deadline = c.deadline.Add(transferTime(n))
+		l.expect(conn)
+	}
+}
+
+// transferTime is how long so many bytes may be on their way between two nodes:
+// a second for each MiB.
+func transferTime(n int) time.Duration { return time.Duration(n) * time.Second >> 20 }
+
 // idle takes the deadline away if it ended a read although nothing is overdue;
 // l.mu is held.
 func (l *link) idle(conn net.Conn, now time.Time) bool {
@@ -435,7 +451,7 @@ func (l *link) idle(conn net.Conn, now time.Time) bool {
 // read matches answers with calls until the connection ends. It always reads,
 // so that a connection closed by the other side is noticed while it is idle.
 func (l *link) read(conn net.Conn) {
-	in := &peekReader{conn: conn, n: &l.peers.traffic.read}
+	in := &peekReader{conn: conn, n: &l.peers.traffic.read, got: func(n int) { l.extend(conn, n) }}
 	r := text.NewReplyReader(in, text.ReplyOptions{MaxValue: text.MaxLength})
 	for {
 		var err error
@@ -483,6 +499,7 @@ type traffic struct{ read, written atomic.Uint64 }
 type peekReader struct {
 	conn  net.Conn
 	n     *atomic.Uint64
+	got   func(n int) // told of bytes of an answer that has begun
 	buf   [4 << 10]byte
 	ahead []byte // part of buf
 }
@@ -508,5 +525,8 @@ func (r *peekReader) Read(p []byte) (int, error) {
 	}
 	n, err := r.conn.Read(p)
 	r.n.Add(uint64(n))
+	if n > 0 {
+		r.got(n)
+	}
 	return n, err
 }
