@@ -95,11 +95,11 @@ func TestEveryOriginalOptionIsAccepted(t *testing.T) {
 
 // The form of the index servers that was given last is in force.
 func TestOneFormOfIndexServers(t *testing.T) {
-	pair, _, err := Parse("f", []byte("index-server-name = ::1\nindex-server-port = 5\n"), Default())
+	_, _, err := Parse("f", []byte("index-server-name = ::1\nindex-server-port = 5\n"), Default())
 	if err == nil {
 		t.Error("a bare IPv6 address is taken for a host name")
 	}
-	pair, _, err = Parse("f", []byte("index-server-name = a\nindex-server-port = 5\n"), Default())
+	pair, _, err := Parse("f", []byte("index-server-name = a\nindex-server-port = 5\n"), Default())
 	if err != nil || !slices.Equal(pair.Indexes(), []string{"a:5"}) {
 		t.Errorf("name and port: %v, %v", pair.Indexes(), err)
 	}
