@@ -262,9 +262,12 @@ func TestSlaveOfOriginal(t *testing.T) {
 	if got := m.requests(); !slices.Equal(got, []string{"dump 0 0 1"}) {
 		t.Errorf("master was asked %q", got)
 	}
-	if st := n.nodeStatus(); st.CatchUpCounts.Dump != 1 || !st.CatchUp.Connected {
-		t.Errorf("status %v", st)
-	}
+	eventually(t, "the dump is counted", func() error {
+		if st := n.nodeStatus(); st.CatchUpCounts.Dump != 1 || !st.CatchUp.Connected {
+			return fmt.Errorf("status %v", st)
+		}
+		return nil
+	})
 
 	// Afterwards it goes on the same way.
 	c.ask(via+"set newer 3 0 4 6\r\nlast\r\n", "STORED\r\n")
