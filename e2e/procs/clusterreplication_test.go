@@ -21,28 +21,6 @@ import (
 	"github.com/bradfitz/gomemcache/memcache"
 )
 
-// sentDeviations is every request to the other cluster that this program sends in
-// another form than the original.
-var sentDeviations = deviations{
-	{cases: "set d3 0 0 1 1 noreply*", why: "#1, #11: every answer is read, and what was not answered is sent again", edit: []string{" noreply", ""}},
-	{cases: "set d3 0 0 1 2 sync*", why: "the log has writes, not the options of requests; nobody waits for the other cluster", edit: []string{" sync", ""}},
-	{cases: "set g3 0 0 1 noreply*", why: "#1", edit: []string{" noreply", ""}},
-	{cases: "<*", why: "#13: the list of this cluster's nodes means nothing there",
-		edit: []string{"<127.0.0.1:19132>", "", "<127.0.0.1:1>", ""}},
-	{cases: "incr gn 0*", why: "#12", edit: []string{"gn 0", "gn 5"}},
-	{cases: "incr nope 0*", why: "#12", edit: []string{"nope 0", "nope 1"}},
-	{cases: "decr gn 0*", why: "#12", edit: []string{"gn 0", "gn 2"}},
-}
-
-// clusterDeviations is every answer to a client that differs.
-var clusterDeviations = deviations{
-	{cases: "incr gn 5*12-*", why: "#12", want: "18\r\n"},
-	{cases: "incr gn 5*", why: "#12", want: "15\r\n"},
-	{cases: "decr gn 2*", why: "#12", want: "13\r\n"},
-	{cases: "keys g 10*", why: "this storage has its keys in order", want: "KEY g1\r\nKEY g3\r\nKEY gn\r\nEND\r\n"},
-	{cases: "dump_key*09-*", why: "this storage has its keys in order", want: "KEY e2\r\nKEY f1\r\nKEY f2\r\nKEY g1\r\nKEY gn\r\nKEY off\r\nEND\r\n"},
-}
-
 var clusterMasks = masks{
 	{regexp.MustCompile(`\b1[0-9]{9}\b`), "TIME"},
 }

@@ -11,29 +11,6 @@ import (
 	"time"
 )
 
-// clientDeviations is every exchange of a client in which this node says something
-// else than the original.
-var clientDeviations = deviations{
-	{cases: "no-partition/*-noreply", why: "#1: nobody reads the error of a request that wants no answer", want: ""},
-	{cases: "set-badchunk/err-body-*", why: "#2: the data block of a refused line is not executed", want: "ERROR\r\n"},
-	{cases: "keylen-8192/set", why: "#2, #5", want: "ERROR\r\n"},
-	{cases: "keylen-8193/set", why: "#2, #5", want: "ERROR\r\n"},
-	{cases: "keylen-16000/set", why: "#2, #5", want: "ERROR\r\n"},
-	{cases: "keylen-8192/get", why: "#5: too long keys are refused, not cut in two", want: "ERROR\r\n"},
-	{cases: "keylen-8193/get", why: "#5", want: "ERROR\r\n"},
-	{cases: "keylen-16000/get", why: "#5", want: "ERROR\r\n"},
-	{cases: "misc/version-arg", why: "memcached answers it, and memccapable asks it after most of its cases", want: "VERSION flare-V\r\n"},
-	{cases: "keys/tch", why: "this storage has its keys in order", want: "KEY b1\r\nKEY big\r\nKEY bin\r\nEND\r\n"},
-	{cases: "show/variables", why: shown, edit: shownEdit},
-	{cases: "show/extra", why: shown, edit: shownEdit},
-	{cases: "stats/default", why: "#2, #5: of refused requests the original executed parts", edit: []string{
-		"cmd_get 84", "cmd_get 77", "get_hits 61", "get_hits 60", "get_misses 22", "get_misses 16", "delete_hits 19", "delete_hits 18"}},
-	{cases: "stats/threads", why: "a clock needs no thread; the recording's script had another connection open", edit: []string{
-		recordedThread("21", "1", "127.0.0.1:55794", "73"), "", recordedThread("1", "2", ":0", "1795419824"), ""}},
-	{cases: "stats/threads-request", why: "likewise", edit: []string{recordedThread("21", "1", "127.0.0.1:55794", "73"), ""}},
-	{cases: "stats/settings", why: "an addition", want: "STAT server-name ...\r\nEND\r\n"},
-}
-
 const shown = "options that mean nothing here show the original's default, not what the recorded node was given"
 
 var shownEdit = []string{
@@ -189,30 +166,6 @@ func threadID(t *testing.T, addr string, of *wire) string {
 		t.Fatalf("no thread for %s in\n%s", of.nc.LocalAddr(), all)
 	}
 	return m[1]
-}
-
-// startDeviations are the ways of starting in which this node does something else.
-// It tries for as long as it takes, where the original exits: what is wrong may
-// pass, and a container would only start it again.
-var startDeviations = map[string]string{
-	"startup/node-add-refused":       "keeps asking",
-	"startup/node-add-bad-line":      "keeps asking",
-	"startup/node-add-words-as-role": "keeps asking",
-	"startup/meta-error-reply":       "keeps asking",
-	"startup/meta-missing-type":      "keeps asking",
-	"startup/meta-empty":             "keeps asking",
-	"startup/meta-type-only":         "serves", // with the defaults; the original crashes, #33
-	"startup/meta-bad-type":          "keeps asking",
-	"startup/meta-bad-hash":          "keeps asking",
-	"startup/meta-bad-size":          "keeps asking",
-}
-
-// syncDeviations are the pushed maps in which it does.
-var syncDeviations = deviations{
-	{cases: "node-sync/negative-version", why: "versions are not negative: after this one every regular map would be refused", want: "ERROR\r\nERROR\r\nERROR\r\n"},
-	{cases: "node-sync/negative-version, version", why: "likewise", want: "STAT node_map_version 5"},
-	{cases: "node-sync/unknown-role-9, stats nodes", why: "an unknown code is shown as such", edit: []string{":role \r", ":role role(9)\r"}},
-	{cases: "node-sync/unknown-state-9, stats nodes", why: "likewise", edit: []string{":state \r", ":state state(9)\r"}},
 }
 
 // TestConformanceStart lets a process register at an index that says what the

@@ -13,17 +13,6 @@ import (
 	"time"
 )
 
-// peerDeviations is every exchange with other nodes in which this node says something
-// else than the original, to a client or to the other node.
-var peerDeviations = deviations{
-	{cases: "proxied-gat/master-replies ERROR*", why: "the master's word is passed on, as with every other command", want: "ERROR\r\n"},
-	{cases: "proxied-gat/master-replies SERVER_ERROR x*", why: "likewise", want: "SERVER_ERROR x\r\n"},
-	{cases: "proxied-keys/master-replies SERVER_ERROR x*", why: "#28: keys asks all partitions and says if one did not answer", want: "SERVER_ERROR keys_incomplete: partition 0: NODE: SERVER_ERROR x\r\n"},
-	{cases: "flared-C:19123 12-via-proxy-C: keys p 10", why: "#28", want: "SERVER_ERROR keys_incomplete: partition 0: NODE: SERVER_ERROR not available on current storage type\r\n"},
-	{cases: "flared-B:19122 12-via-proxy-C: keys p 10", why: "this storage has its keys in order", want: "KEY p1\r\nEND\r\n"},
-	{cases: "partition-with-down-preserved-master/on-proxy set k 0 0 1 noreply", why: "#1", want: ""},
-}
-
 // Of what is sent to other nodes all of this is different, and nothing else:
 //
 //   - a request is sent once, whatever comes of it (#8);
