@@ -2,8 +2,7 @@ package procs
 
 // What follows is everything in which this program says or does something else
 // than the recordings of flare 1.3.4, a table for each kind of exchange. Each line
-// gives a reason: #n is the number of a bug or an oddity of the original that the
-// comment of a test named TestBugNN tells more about.
+// gives a reason: #n is a line of docs/compatibility.md.
 
 // clientDeviations is every exchange of a client in which this node says something
 // else than the original.
