@@ -91,7 +91,7 @@ type Options struct {
 
 	RecordCache  int64 // bytes of hot records kept in memory, 0 for none
 	BlockCache   int64 // bytes, default 64 MiB
-	WriteBuffer  int64 // bytes of a memtable, and so about the size of a log, default 32 MiB
+	WriteBuffer  int64 // bytes of a memtable, and so about the size of a log, default 16 MiB
 	MaxOpenFiles int   // of table files, default 512
 	MinFree      int64 // bytes that must be free on the disk to accept writes, default 64 MiB, negative for any
 	Tombstones   int   // kept, oldest dropped first, default 65536; equal on all nodes of a partition
@@ -108,7 +108,7 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	def(&o.BlockCache, 64<<20)
-	def(&o.WriteBuffer, 32<<20)
+	def(&o.WriteBuffer, 16<<20)
 	if o.MinFree == 0 {
 		o.MinFree = 64 << 20
 	}
