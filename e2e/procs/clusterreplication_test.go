@@ -112,7 +112,6 @@ func (p tap) expect(t *testing.T, what string, from int, want []string) {
 type member struct {
 	*flared
 	config string
-	fixed  string // of its configuration
 }
 
 // startMember starts a node in a role, as NODE lines have it, and waits until that
