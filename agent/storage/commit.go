@@ -159,10 +159,21 @@ func (p *Pipeline) Wait() {
 		return
 	}
 	p.bytes = 0
+	p.help()
 	if p.open.Add(-1) != 0 {
 		<-p.idle
 	}
 	p.open.Store(1)
+}
+
+// help commits what is queued, unless somebody is at it: to do it costs less than
+// to have it done and be woken. Others that are ready queue theirs first.
+func (p *Pipeline) help() {
+	runtime.Gosched()
+	if p.open.Load() > 1 && p.db.committing.TryLock() {
+		p.db.commitQueued()
+		p.db.committing.Unlock()
+	}
 }
 
 // Reset waits and forgets the changes made so far.
@@ -211,20 +222,20 @@ func (q *queue) add(r *Commit) bool {
 	return true
 }
 
-// take waits for changes and returns all of them; nil once closed. The slice is
-// valid until the next call.
-func (q *queue) take() []*Commit {
+// wait waits until there are changes; false once closed and empty.
+func (q *queue) wait() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.pending) == 0 && !q.closed {
 		q.filled.Wait()
-		// Whoever queued the first change made this goroutine the next to run. Let
-		// those run that are ready to queue theirs: a batch costs about the same
-		// whether it holds one change or a hundred.
-		q.mu.Unlock()
-		runtime.Gosched()
-		q.mu.Lock()
 	}
+	return len(q.pending) > 0
+}
+
+// take returns all changes. The slice is valid until the next call.
+func (q *queue) take() []*Commit {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	taken := q.pending
 	clear(q.spare)
 	q.pending, q.spare = q.spare[:0], taken
@@ -250,6 +261,7 @@ func (db *DB) Update(ctx context.Context, key []byte, fn func(Entry) Change) (to
 	if c == nil {
 		return topology.LSN{}, err
 	}
+	p.help()
 	if p.open.Add(-1) != 0 {
 		select {
 		case <-p.idle:
@@ -319,24 +331,32 @@ func (r *Commit) encode(key []byte, e *Entry, c Change) (changed bool, err error
 	return true, nil
 }
 
-// commitLoop is the committer: whatever was queued while it wrote the former
-// batch becomes the next one.
+// commitLoop commits what nobody helps with: whatever is queued while one batch
+// is written becomes the next one.
 func (db *DB) commitLoop() {
-	for {
-		pending := db.queue.take()
-		if len(pending) == 0 {
-			return
+	for db.queue.wait() {
+		// Whoever queued the first change made this goroutine the next to run. Let
+		// those run that are ready to queue theirs: a batch costs about the same
+		// whether it holds one change or a hundred.
+		runtime.Gosched()
+		db.committing.Lock()
+		db.commitQueued()
+		db.committing.Unlock()
+	}
+}
+
+// commitQueued commits what is queued now. The caller holds committing.
+func (db *DB) commitQueued() {
+	pending := db.queue.take()
+	for len(pending) > 0 {
+		n, size := 0, 0
+		limit := int(db.maxBatchBytes.Load())
+		for n < len(pending) && n < maxBatchChanges && (n == 0 || size+len(pending[n].records) <= limit) {
+			size += len(pending[n].records)
+			n++
 		}
-		for len(pending) > 0 {
-			n, size := 0, 0
-			limit := int(db.maxBatchBytes.Load())
-			for n < len(pending) && n < maxBatchChanges && (n == 0 || size+len(pending[n].records) <= limit) {
-				size += len(pending[n].records)
-				n++
-			}
-			db.commitGroup(pending[:n])
-			pending = pending[n:]
-		}
+		db.commitGroup(pending[:n])
+		pending = pending[n:]
 	}
 }
 

@@ -14,7 +14,7 @@
 //	checkpoint.* copies that are being sent
 //	REPLACE      present while one database takes another's place
 //
-// Locks are taken in this order: key stripes, commit, guards of the record cache,
+// Locks are taken in this order: key stripes, committing, commit, guards of the record cache,
 // engine, position.
 package storage
 
@@ -145,7 +145,8 @@ type DB struct {
 	stripes [4096]sync.Mutex // order the changes of a key, by its hash
 	seed    maphash.Seed
 
-	queue queue // changes that wait for the committer
+	queue      queue      // changes that wait to be committed
+	committing sync.Mutex // held by who commits what is queued; taken before commitMu
 
 	commitMu  sync.Mutex // held by whoever moves the log
 	builder   batchBuilder
