@@ -261,7 +261,6 @@ func (db *DB) Update(ctx context.Context, key []byte, fn func(Entry) Change) (to
 	if c == nil {
 		return topology.LSN{}, err
 	}
-	p.help()
 	if p.open.Add(-1) != 0 {
 		select {
 		case <-p.idle:
