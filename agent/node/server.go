@@ -93,6 +93,8 @@ type Server struct {
 	orphans orphanWork
 	sweeper *sweeper
 
+	logStatus logStatus
+
 	counters counters
 	forwards forwards
 	status   statusKeeper

@@ -177,7 +177,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		for _, r := range s.replicas() {
 			st.Replicas = append(st.Replicas, &agentv1.ReplicaStatus{
 				Node: r.Key, Connected: r.Connected, InSync: r.InSync, Acked: lsnProto(r.Acked),
-				LagBatches: r.LagBatches, Lag: durationpb.New(r.Lag), Tier: tiers[r.Tier],
+				LagBatches: r.LagBatches, Lag: durationpb.New(r.Lag), Tier: tiers[r.Tier], Reason: r.Reason, Progress: progressProto(r.Progress),
 			})
 		}
 	}
@@ -189,8 +189,13 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 			Master: f.Master, Connected: f.Connected, Tier: tiers[f.Tier], MasterLsn: lsnProto(f.MasterLSN),
 			BytesDone: f.BytesDone, BytesTotal: f.BytesTotal, RecordsDone: f.RecordsDone,
 			LastErrorReason: f.ErrorReason, LastError: f.Error,
+			Progress: progressProto(f.Progress), Reason: f.Reason, Waiting: f.Waiting,
 		}
 	}
-	st.CatchUpCounts = &agentv1.CatchUpCounts{Wal: counts.wal, Checkpoint: counts.checkpoint, Dump: counts.dump, Failed: counts.failed}
+	st.CatchUpCounts = &agentv1.CatchUpCounts{
+		Wal: counts.wal, Checkpoint: counts.checkpoint, Dump: counts.dump, Failed: counts.failed,
+		Fallback: counts.fallbacks, Purged: counts.purged,
+	}
+	st.Log = s.logStatus.get(s.db, time.Now())
 	return st
 }

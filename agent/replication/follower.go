@@ -68,7 +68,13 @@ type Follower struct {
 
 	mu       sync.Mutex
 	status   FollowerStatus
+	up       catchUp
 	unusable int // streams in a row that could not be applied
+
+	order     *resync                 // nil if there is none
+	interrupt context.CancelCauseFunc // ends the attempt that runs
+	over      bool                    // Run has ended
+	again     chan struct{}           // ends the pause between two attempts
 
 	failures int // attempts in a row; of Run
 	failing  time.Time
@@ -88,6 +94,7 @@ type FollowerStatus struct {
 	RecordsDone uint64       // of a running copy by dump
 	ErrorReason string       // of the last attempt, "" if it succeeded
 	Error       string
+	Progress    Progress // of the catch-up under way
 
 	// Since the follower was made.
 	WALCatchUps    uint64
@@ -103,14 +110,16 @@ func NewFollower(db Store, cfg FollowerConfig) *Follower {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Follower{db: db, cfg: cfg, status: FollowerStatus{Master: cfg.Master}}
+	return &Follower{db: db, cfg: cfg, status: FollowerStatus{Master: cfg.Master}, again: make(chan struct{}, 1)}
 }
 
 // Status returns the current status.
 func (f *Follower) Status() FollowerStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.status
+	s := f.status
+	s.Progress = f.up.progress(time.Now())
+	return s
 }
 
 func (f *Follower) update(fn func(*FollowerStatus)) {
@@ -125,20 +134,31 @@ func (f *Follower) Run(ctx context.Context) error {
 	log := f.cfg.Logger.With("master", f.cfg.Master)
 	backoff := minBackoff
 	var last string
+	defer f.finish()
 	for {
 		began := time.Now()
-		err := f.follow(ctx, log)
+		attempt, cancel := f.begin(ctx)
+		err := f.follow(attempt, log)
 		if f.cfg.Copier != nil && reasonOf(err) == reasonNotSupported {
-			err = f.copy(ctx, log)
+			err = f.copy(attempt, log)
 		}
+		ordered := f.interrupted(attempt)
+		cancel(nil)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if ordered {
+			log.Info("connecting to the master anew, as was ordered")
+			backoff = minBackoff
+			continue
 		}
 		reason := reasonOf(err)
 		f.update(func(s *FollowerStatus) {
 			s.Connected, s.Waiting, s.BytesDone, s.BytesTotal, s.RecordsDone = false, "", 0, 0, 0
 			s.ErrorReason, s.Error = reason, err.Error()
 			s.FailedAttempts++
+			f.up.end()
+			f.settle(err)
 		})
 		if reason != last || time.Since(began) > maxBackoff {
 			log.Warn("replication ended, trying again", "reason", reason, "err", err)
@@ -156,6 +176,7 @@ func (f *Follower) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-f.again:
 		case <-time.After(backoff):
 		}
 		backoff = min(2*backoff, maxBackoff)
@@ -167,14 +188,20 @@ const reasonNotSupported = "not_supported"
 
 // copy follows a master that cannot stream: it returns why that ended.
 func (f *Follower) copy(ctx context.Context, log *slog.Logger) error {
+	if want := f.wants(); want != history.TierNone && want != history.TierDump {
+		return errOnlyDump
+	}
 	log.Info("master cannot stream its log, copying record by record")
 	f.update(func(s *FollowerStatus) {
 		s.Connected, s.Tier, s.Reason, s.MasterLSN, s.ErrorReason, s.Error = true, history.TierDump, reasonNotSupported, topology.LSN{}, "", ""
+		f.up.begin(time.Now(), history.TierDump, reasonNotSupported)
+		f.up.copied(time.Now(), 0, 0, 0)
 	})
 	err := f.cfg.Copier.Copy(ctx, func(bytes int) {
 		f.update(func(s *FollowerStatus) {
 			s.RecordsDone++
 			s.BytesDone += uint64(bytes)
+			f.up.copied(time.Now(), s.BytesDone, 0, s.RecordsDone)
 		})
 	})
 	if err != nil {
@@ -185,6 +212,7 @@ func (f *Follower) copy(ctx context.Context, log *slog.Logger) error {
 		s.Dumps++
 		s.BytesDone, s.RecordsDone = 0, 0
 	})
+	f.measure(func(c *catchUp, _ time.Time) { c.end() })
 	return f.cfg.Copier.Follow(ctx)
 }
 
@@ -264,7 +292,9 @@ func (s *session) run() error {
 		}
 	})
 	s.log.Info("following master", "lsn", pos.LSN, "master_lsn", st.lsn, "tier", st.tier.String(), "reason", st.reason)
+	s.update(func(*FollowerStatus) { s.up.begin(time.Now(), st.tier, st.reason) })
 	if st.tier == history.TierWAL {
+		s.measure(func(c *catchUp, now time.Time) { c.log(now, pos.LSN.Index, st.lsn.Index) })
 		s.setApplied(pos.LSN)
 	}
 	s.tasks.Go(func() {
@@ -299,6 +329,9 @@ func (s *session) handshake() (start, error) {
 	}
 	switch word, rest, _ := strings.Cut(strings.TrimRight(string(answer), "\r\n"), " "); word {
 	case "OK":
+		if s.wants() == history.TierDump {
+			return start{}, errNoDump
+		}
 	case "ERROR":
 		return start{}, &Error{reasonNotSupported, errors.New("handshake: master cannot stream its log")}
 	case "SERVER_ERROR":
@@ -308,7 +341,11 @@ func (s *session) handshake() (start, error) {
 		return start{}, &Error{"protocol_error", fmt.Errorf("handshake: unexpected answer %q", word)}
 	}
 	w := bufio.NewWriter(s.conn)
-	if err := writeFrame(w, frameHello, hello{int32(pos.Partition), s.wantsFull(), pos.Lineage}.encode()); err != nil {
+	want := s.wants()
+	if s.wantsFull() && want == history.TierNone {
+		want = history.TierCheckpoint
+	}
+	if err := writeFrame(w, frameHello, hello{int32(pos.Partition), want, pos.Lineage}.encode()); err != nil {
 		return start{}, fmt.Errorf("handshake: %w", err)
 	}
 	if err := w.Flush(); err != nil {
@@ -386,8 +423,10 @@ func (s *session) receiveCopy() error {
 		}
 		s.update(func(fs *FollowerStatus) {
 			fs.Waiting, fs.BytesDone, fs.BytesTotal = "", c.done, c.begin.bytes
+			s.up.copied(time.Now(), c.done, c.begin.bytes, 0)
 		})
 	}
+	s.measure(func(c *catchUp, _ time.Time) { c.install() })
 	if err := s.db.Replace(dir); err != nil {
 		return &Error{"copy_failed", fmt.Errorf("receive checkpoint: %w", err)}
 	}
@@ -400,6 +439,7 @@ func (s *session) receiveCopy() error {
 		fs.Checkpoints++
 		fs.BytesDone, fs.BytesTotal = 0, 0
 	})
+	s.measure(func(c *catchUp, now time.Time) { c.log(now, pos.LSN.Index, s.status.MasterLSN.Index) })
 	s.countUnusable(0)
 	s.setApplied(pos.LSN)
 	return nil
@@ -463,11 +503,13 @@ func (s *session) stream() error {
 			}
 			s.countUnusable(0)
 			s.setApplied(lsn)
+			s.measure(func(c *catchUp, now time.Time) { c.applied(now, lsn.Index, s.status.MasterLSN.Index, uint64(size)) })
 		case frameInSync:
 			g, err := decodeInSync(payload)
 			if err != nil {
 				return &Error{"protocol_error", err}
 			}
+			s.measure(func(c *catchUp, _ time.Time) { c.end() })
 			s.claimInSync(g)
 		default:
 			return &Error{"protocol_error", fmt.Errorf("stream: %w: unexpected %v", errBadFrame, t)}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"github.com/flarekv/flare/agent/replication/history"
 	"github.com/flarekv/flare/proto/topology"
@@ -124,10 +125,13 @@ func buffered(r *bufio.Reader, t frameType) bool {
 
 // hello is what a replica tells of itself beyond the upgrade line.
 type hello struct {
-	partition int32 // whose data it holds, -1 for unknown
-	full      bool  // it wants a copy whatever the positions say
+	partition int32        // whose data it holds, -1 for unknown
+	want      history.Tier // that it insists on, TierNone for none
 	lineage   []history.EpochStart
 }
+
+// wanted are the tiers that a replica may insist on, by their number in HELLO.
+var wanted = [...]history.Tier{history.TierNone, history.TierCheckpoint, history.TierWAL}
 
 // start is the master's answer.
 type start struct {
@@ -169,7 +173,7 @@ func appendLSN(dst []byte, l topology.LSN) []byte {
 
 func (h hello) encode() []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(h.partition))
-	b = append(b, boolByte(h.full))
+	b = append(b, byte(max(slices.Index(wanted[:], h.want), 0)))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(h.lineage)))
 	for _, s := range h.lineage {
 		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, s.Epoch), s.Index)
@@ -203,13 +207,6 @@ func (f fileBegin) encode() []byte {
 }
 
 func (r refusal) encode() []byte { return appendString(appendString(nil, r.reason), r.message) }
-
-func boolByte(b bool) byte {
-	if b {
-		return 1
-	}
-	return 0
-}
 
 // decoder reads the fields of a payload. After the last one end tells whether
 // all were there.
@@ -262,7 +259,12 @@ func (d *decoder) end(t frameType) error {
 
 func decodeHello(b []byte) (hello, error) {
 	d := decoder{rest: b}
-	h := hello{partition: int32(d.u32()), full: d.u8() != 0}
+	h := hello{partition: int32(d.u32())}
+	want := d.u8()
+	if int(want) >= len(wanted) {
+		return hello{}, fmt.Errorf("%w: %v wants tier number %d", errBadFrame, frameHello, want)
+	}
+	h.want = wanted[want]
 	n := int(d.u32())
 	if n < 0 || n > len(d.rest)/16 {
 		return hello{}, fmt.Errorf("%w: lineage of %v", errBadFrame, frameHello)

@@ -330,6 +330,7 @@ type ReplicaStatus struct {
 	Reason     string        // of that tier
 	BytesDone  uint64        // of a running checkpoint copy
 	BytesTotal uint64
+	Progress   Progress // of its catch-up, if one is under way
 }
 
 // Replicas returns the status of all replicas, sorted by key.
@@ -350,6 +351,7 @@ func (s *Source) Replicas() []ReplicaStatus {
 		}
 		if f := s.feeds[m.key]; f != nil {
 			r.Tier, r.Reason, r.BytesDone, r.BytesTotal = f.tier, f.reason, f.bytesDone, f.bytesTotal
+			r.Progress = f.up.progress(now)
 		}
 		list = append(list, r)
 	}
@@ -369,6 +371,23 @@ type feed struct {
 	reason                string
 	bytesDone, bytesTotal uint64
 	acked                 topology.LSN
+	up                    catchUp
+	target                uint64 // index that it lacked when it began to stream
+	sent                  uint64 // bytes of batches
+	measured              uint64 // of sent
+}
+
+// measure takes in how far the follower is; it needs Source.mu. Writes of the master
+// must not keep the catch-up of one that is in sync going for ever.
+func (f *feed) measure(now time.Time, head uint64, inSync bool) {
+	if !f.up.running() {
+		return
+	}
+	if inSync && f.acked.Index >= f.target {
+		f.up.end()
+	}
+	f.up.applied(now, f.acked.Index, head, f.sent-f.measured)
+	f.measured = f.sent
 }
 
 func (f *feed) poke() {
@@ -437,7 +456,7 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 	if err != nil {
 		return err
 	}
-	tier, reason := history.Choose(pos, oldest, peer, h.full)
+	tier, reason := history.Choose(pos, oldest, peer, h.want == history.TierCheckpoint)
 	if tier == history.TierNone {
 		return &Error{reason, fmt.Errorf("replica is at %v, this node at %v: a newer master must exist", peer.LSN, pos.LSN)}
 	}
@@ -452,6 +471,9 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 		default:
 			defer func() { tail.Close() }()
 		}
+	}
+	if h.want != history.TierNone && h.want != tier {
+		return &Error{reasonTierNotPossible, fmt.Errorf("tier %v is asked for, but a replica at %v has to catch up by tier %v: %s", h.want, peer.LSN, tier, reason)}
 	}
 	log.Info("replica connected", "lsn", peer.LSN, "master_lsn", pos.LSN, "tier", tier.String(), "reason", reason)
 	s.setTier(f, tier, reason)
@@ -530,12 +552,14 @@ func (s *Source) setTier(f *feed, tier history.Tier, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.tier, f.reason = tier, reason
+	f.up.begin(time.Now(), tier, reason)
 	s.notify()
 }
 
 // streams tells the leader that the follower receives the log. After a copy it
 // has nothing until it says so.
 func (s *Source) streams(f *feed, tier history.Tier, from topology.LSN) {
+	snapshot := from
 	if tier == history.TierCheckpoint {
 		from = topology.LSN{}
 	}
@@ -543,6 +567,8 @@ func (s *Source) streams(f *feed, tier history.Tier, from topology.LSN) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leader.Committed(head)
+	f.up.log(time.Now(), snapshot.Index, head.Index)
+	f.target = head.Index
 	s.perform(s.leader.Streams(f.key, f.id, from, time.Now()))
 	s.settle()
 }
@@ -573,6 +599,8 @@ func (s *Source) receive(r *bufio.Reader, f *feed) error {
 			s.leader.Committed(pos.LSN)
 			s.perform(s.leader.Ack(f.key, f.id, lsn, time.Now()))
 			s.settle()
+			m := s.leader.find(f.key)
+			f.measure(time.Now(), pos.LSN.Index, m != nil && m.waited() && !m.joining)
 			s.mu.Unlock()
 			f.poke()
 		default:
@@ -589,6 +617,7 @@ type sender struct {
 	patience time.Duration // what the follower was told to wait for a sign of life
 	limit    limiter
 	beat     time.Time // last heartbeat between batches
+	sent     uint64    // bytes of batches
 }
 
 func (c *sender) send(t frameType, payload []byte) error {
@@ -624,7 +653,10 @@ func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
 		}
 		c.s.mu.Lock()
 		grant, acked := f.grant, f.acked
-		f.grant = nil
+		f.grant, f.sent = nil, c.sent
+		if grant != nil {
+			f.up.end()
+		}
 		c.s.mu.Unlock()
 		if grant != nil {
 			if err := c.send(frameInSync, inSync{grant.Epoch, grant.Session}.encode()); err != nil {
@@ -668,6 +700,7 @@ func (c *sender) batches(tail history.Tail) (more bool, err error) {
 		if err := c.send(frameBatch, b.Data); err != nil {
 			return false, err
 		}
+		c.sent += uint64(len(b.Data))
 		if err := c.limited(c.s.cfg.StreamBandwidth, len(b.Data)); err != nil {
 			return false, err
 		}

@@ -162,6 +162,11 @@ func (c *sender) progress(f *feed, done, total uint64) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	f.bytesDone, f.bytesTotal = done, total
+	if done < total {
+		f.up.copied(time.Now(), done, total, 0)
+	} else {
+		f.up.install()
+	}
 }
 
 // copyReceiver writes the files of a checkpoint into a directory.

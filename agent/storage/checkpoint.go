@@ -97,7 +97,7 @@ func removeLeftovers(dir string) error {
 		return nil
 	}
 	for _, e := range entries {
-		if name := e.Name(); name == incomingDir || name == emptyDir || strings.HasPrefix(name, checkpointPrefix) {
+		if name := e.Name(); name == incomingDir || name == emptyDir || name == restoredDir || strings.HasPrefix(name, checkpointPrefix) {
 			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 				return fmt.Errorf("remove leftover: %w", err)
 			}

@@ -35,23 +35,9 @@ func (db *DB) BeginCopy(ctx context.Context, epoch uint64, partition int) (topol
 	if err := db.use((*engine).flushAll); err != nil {
 		return topology.LSN{}, fmt.Errorf("storage: begin copy: %w: %w", ErrWriteFailed, err)
 	}
-	pos := db.Position()
-	former := pos.Lineage
-	pos.LSN = topology.LSN{Epoch: epoch, Index: pos.LSN.Index + 1}
-	pos.Lineage = []EpochStart{{Epoch: epoch, Index: pos.LSN.Index}}
-	pos.Partition = partition
-	var id [16]byte
-	rand.Read(id[:])
-	pos.History = hex.EncodeToString(id[:])
-	b := &db.builder
-	b.start(pos.LSN)
-	for _, s := range former {
-		b.delete(cfMeta, lineageKey(s.Epoch))
-	}
-	b.put(cfMeta, lineageKey(epoch), binary.BigEndian.AppendUint64(nil, pos.LSN.Index))
-	b.put(cfMeta, metaPartition, binary.BigEndian.AppendUint32(nil, uint32(partition)))
-	b.put(cfMeta, metaHistory, []byte(pos.History))
-	if err := db.write(b.finish(), true); err != nil {
+	former := db.Position()
+	pos := originOf(former, epoch, partition, NewHistory())
+	if err := db.write(originBatch(&db.builder, former, pos), true); err != nil {
 		return topology.LSN{}, fmt.Errorf("storage: begin copy: %w", err)
 	}
 	db.begun = epoch
@@ -61,4 +47,24 @@ func (db *DB) BeginCopy(ctx context.Context, epoch uint64, partition int) (topol
 	db.posMu.Unlock()
 	db.moved.broadcast()
 	return pos.LSN, nil
+}
+
+// NewHistory returns an identity that no history has.
+func NewHistory() string {
+	var id [16]byte
+	rand.Read(id[:])
+	return hex.EncodeToString(id[:])
+}
+
+// originBatch encodes the first batch of a history, which takes the place of the
+// one that the database has followed so far. It is valid until b is used again.
+func originBatch(b *batchBuilder, former, origin Position) []byte {
+	b.start(origin.LSN)
+	for _, s := range former.Lineage {
+		b.delete(cfMeta, lineageKey(s.Epoch))
+	}
+	b.put(cfMeta, lineageKey(origin.LSN.Epoch), binary.BigEndian.AppendUint64(nil, origin.LSN.Index))
+	b.put(cfMeta, metaPartition, binary.BigEndian.AppendUint32(nil, uint32(origin.Partition)))
+	b.put(cfMeta, metaHistory, []byte(origin.History))
+	return b.finish()
 }

@@ -19,6 +19,8 @@ const (
 	markerFile = "REPLACE"
 	oldDir     = "db.old"
 	emptyDir   = "empty"
+	// restoredDir is filled while no process serves from the directory.
+	restoredDir = "restored"
 )
 
 // replaceSteps exchanges dir/db for dir/name. Any prefix of them may have been
@@ -58,8 +60,8 @@ func recoverReplace(dir string) error {
 		return fmt.Errorf("read %s: %w", markerFile, err)
 	}
 	src := string(name)
-	if src != incomingDir && src != emptyDir {
-		return fmt.Errorf("%s names %q, want %q or %q", marker, src, incomingDir, emptyDir)
+	if src != incomingDir && src != emptyDir && src != restoredDir {
+		return fmt.Errorf("%s names %q, want %q, %q or %q", marker, src, incomingDir, emptyDir, restoredDir)
 	}
 	steps := replaceSteps(dir, src)[2:] // the marker is there
 	_, err = os.Stat(filepath.Join(dir, src))

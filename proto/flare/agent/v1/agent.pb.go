@@ -592,6 +592,378 @@ func (x *OrphanPurgeResponse) GetProgress() *OrphanProgress {
 	return nil
 }
 
+// ResyncRequest orders a resync.
+type ResyncRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How: TIER_WAL connects anew and streams what is missing; TIER_CHECKPOINT copies
+	// the master's database whatever there is; TIER_REWIND is taken only where the
+	// replica has diverged; TIER_DUMP only from a C++ master. Unspecified leaves the
+	// choice to the master.
+	Tier          Tier `protobuf:"varint,1,opt,name=tier,proto3,enum=flare.agent.v1.Tier" json:"tier,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResyncRequest) Reset() {
+	*x = ResyncRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncRequest) ProtoMessage() {}
+
+func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncRequest.ProtoReflect.Descriptor instead.
+func (*ResyncRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ResyncRequest) GetTier() Tier {
+	if x != nil {
+		return x.Tier
+	}
+	return Tier_TIER_UNSPECIFIED
+}
+
+// ResyncResponse tells how far the resync is.
+type ResyncResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The progress so far.
+	Progress      *ResyncProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResyncResponse) Reset() {
+	*x = ResyncResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncResponse) ProtoMessage() {}
+
+func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncResponse.ProtoReflect.Descriptor instead.
+func (*ResyncResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ResyncResponse) GetProgress() *ResyncProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// CreateCheckpointRequest orders a backup.
+type CreateCheckpointRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the directory: letters, digits, '-', '_' and '.', at most 128. Empty for
+	// the time and the partition, such as 20261124T121551Z-p0.
+	Directory string `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Bytes a second that are read; 0 for no limit.
+	BytesPerSecond uint64 `protobuf:"varint,2,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CreateCheckpointRequest) Reset() {
+	*x = CreateCheckpointRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateCheckpointRequest) ProtoMessage() {}
+
+func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CreateCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CreateCheckpointRequest) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *CreateCheckpointRequest) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+// CreateCheckpointResponse tells how far the backup is.
+type CreateCheckpointResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The progress so far.
+	Progress      *BackupProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateCheckpointResponse) Reset() {
+	*x = CreateCheckpointResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateCheckpointResponse) ProtoMessage() {}
+
+func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*CreateCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CreateCheckpointResponse) GetProgress() *BackupProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// ListCheckpointsRequest asks for all backups.
+type ListCheckpointsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCheckpointsRequest) Reset() {
+	*x = ListCheckpointsRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCheckpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCheckpointsRequest) ProtoMessage() {}
+
+func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
+func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+// ListCheckpointsResponse carries them.
+type ListCheckpointsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Backups []*Backup `protobuf:"bytes,1,rep,name=backups,proto3" json:"backups,omitempty"`
+	// flared's backup-dir.
+	Directory     string `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCheckpointsResponse) Reset() {
+	*x = ListCheckpointsResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCheckpointsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCheckpointsResponse) ProtoMessage() {}
+
+func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
+func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListCheckpointsResponse) GetBackups() []*Backup {
+	if x != nil {
+		return x.Backups
+	}
+	return nil
+}
+
+func (x *ListCheckpointsResponse) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+// DeleteCheckpointRequest names a backup.
+type DeleteCheckpointRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of its directory.
+	Directory     string `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteCheckpointRequest) Reset() {
+	*x = DeleteCheckpointRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteCheckpointRequest) ProtoMessage() {}
+
+func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DeleteCheckpointRequest) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+// DeleteCheckpointResponse tells that it is gone.
+type DeleteCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteCheckpointResponse) Reset() {
+	*x = DeleteCheckpointResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteCheckpointResponse) ProtoMessage() {}
+
+func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
 var File_flare_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_agent_proto_rawDesc = "" +
@@ -632,13 +1004,33 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"\x12OrphanPurgeRequest\x12\x12\n" +
 	"\x04rate\x18\x01 \x01(\rR\x04rate\"Q\n" +
 	"\x13OrphanPurgeResponse\x12:\n" +
-	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress2\xeb\x02\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress\"9\n" +
+	"\rResyncRequest\x12(\n" +
+	"\x04tier\x18\x01 \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\"L\n" +
+	"\x0eResyncResponse\x12:\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.ResyncProgressR\bprogress\"a\n" +
+	"\x17CreateCheckpointRequest\x12\x1c\n" +
+	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x12(\n" +
+	"\x10bytes_per_second\x18\x02 \x01(\x04R\x0ebytesPerSecond\"V\n" +
+	"\x18CreateCheckpointResponse\x12:\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.BackupProgressR\bprogress\"\x18\n" +
+	"\x16ListCheckpointsRequest\"i\n" +
+	"\x17ListCheckpointsResponse\x120\n" +
+	"\abackups\x18\x01 \x03(\v2\x16.flare.agent.v1.BackupR\abackups\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\"7\n" +
+	"\x17DeleteCheckpointRequest\x12\x1c\n" +
+	"\tdirectory\x18\x01 \x01(\tR\tdirectory\"\x1a\n" +
+	"\x18DeleteCheckpointResponse2\xea\x05\n" +
 	"\fAgentService\x12P\n" +
 	"\tGetStatus\x12 .flare.agent.v1.GetStatusRequest\x1a!.flare.agent.v1.GetStatusResponse\x12X\n" +
 	"\vWatchStatus\x12\".flare.agent.v1.WatchStatusRequest\x1a#.flare.agent.v1.WatchStatusResponse0\x01\x12U\n" +
 	"\n" +
 	"OrphanScan\x12!.flare.agent.v1.OrphanScanRequest\x1a\".flare.agent.v1.OrphanScanResponse0\x01\x12X\n" +
-	"\vOrphanPurge\x12\".flare.agent.v1.OrphanPurgeRequest\x1a#.flare.agent.v1.OrphanPurgeResponse0\x01B7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
+	"\vOrphanPurge\x12\".flare.agent.v1.OrphanPurgeRequest\x1a#.flare.agent.v1.OrphanPurgeResponse0\x01\x12I\n" +
+	"\x06Resync\x12\x1d.flare.agent.v1.ResyncRequest\x1a\x1e.flare.agent.v1.ResyncResponse0\x01\x12g\n" +
+	"\x10CreateCheckpoint\x12'.flare.agent.v1.CreateCheckpointRequest\x1a(.flare.agent.v1.CreateCheckpointResponse0\x01\x12b\n" +
+	"\x0fListCheckpoints\x12&.flare.agent.v1.ListCheckpointsRequest\x1a'.flare.agent.v1.ListCheckpointsResponse\x12e\n" +
+	"\x10DeleteCheckpoint\x12'.flare.agent.v1.DeleteCheckpointRequest\x1a(.flare.agent.v1.DeleteCheckpointResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_flare_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -652,48 +1044,72 @@ func file_flare_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_agent_proto_rawDescData
 }
 
-var file_flare_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_flare_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_flare_agent_v1_agent_proto_goTypes = []any{
-	(*GetStatusRequest)(nil),      // 0: flare.agent.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 1: flare.agent.v1.GetStatusResponse
-	(*WatchStatusRequest)(nil),    // 2: flare.agent.v1.WatchStatusRequest
-	(*WatchStatusResponse)(nil),   // 3: flare.agent.v1.WatchStatusResponse
-	(*AgentStatus)(nil),           // 4: flare.agent.v1.AgentStatus
-	(*ConfigStatus)(nil),          // 5: flare.agent.v1.ConfigStatus
-	(*OrphanScanRequest)(nil),     // 6: flare.agent.v1.OrphanScanRequest
-	(*OrphanScanResponse)(nil),    // 7: flare.agent.v1.OrphanScanResponse
-	(*OrphanPurgeRequest)(nil),    // 8: flare.agent.v1.OrphanPurgeRequest
-	(*OrphanPurgeResponse)(nil),   // 9: flare.agent.v1.OrphanPurgeResponse
-	(*NodeStatus)(nil),            // 10: flare.agent.v1.NodeStatus
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*OptionStatus)(nil),          // 13: flare.agent.v1.OptionStatus
-	(*OrphanProgress)(nil),        // 14: flare.agent.v1.OrphanProgress
+	(*GetStatusRequest)(nil),         // 0: flare.agent.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 1: flare.agent.v1.GetStatusResponse
+	(*WatchStatusRequest)(nil),       // 2: flare.agent.v1.WatchStatusRequest
+	(*WatchStatusResponse)(nil),      // 3: flare.agent.v1.WatchStatusResponse
+	(*AgentStatus)(nil),              // 4: flare.agent.v1.AgentStatus
+	(*ConfigStatus)(nil),             // 5: flare.agent.v1.ConfigStatus
+	(*OrphanScanRequest)(nil),        // 6: flare.agent.v1.OrphanScanRequest
+	(*OrphanScanResponse)(nil),       // 7: flare.agent.v1.OrphanScanResponse
+	(*OrphanPurgeRequest)(nil),       // 8: flare.agent.v1.OrphanPurgeRequest
+	(*OrphanPurgeResponse)(nil),      // 9: flare.agent.v1.OrphanPurgeResponse
+	(*ResyncRequest)(nil),            // 10: flare.agent.v1.ResyncRequest
+	(*ResyncResponse)(nil),           // 11: flare.agent.v1.ResyncResponse
+	(*CreateCheckpointRequest)(nil),  // 12: flare.agent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil), // 13: flare.agent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),   // 14: flare.agent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),  // 15: flare.agent.v1.ListCheckpointsResponse
+	(*DeleteCheckpointRequest)(nil),  // 16: flare.agent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil), // 17: flare.agent.v1.DeleteCheckpointResponse
+	(*NodeStatus)(nil),               // 18: flare.agent.v1.NodeStatus
+	(*durationpb.Duration)(nil),      // 19: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 20: google.protobuf.Timestamp
+	(*OptionStatus)(nil),             // 21: flare.agent.v1.OptionStatus
+	(*OrphanProgress)(nil),           // 22: flare.agent.v1.OrphanProgress
+	(Tier)(0),                        // 23: flare.agent.v1.Tier
+	(*ResyncProgress)(nil),           // 24: flare.agent.v1.ResyncProgress
+	(*BackupProgress)(nil),           // 25: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                   // 26: flare.agent.v1.Backup
 }
 var file_flare_agent_v1_agent_proto_depIdxs = []int32{
 	4,  // 0: flare.agent.v1.GetStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
 	4,  // 1: flare.agent.v1.WatchStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
-	10, // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
+	18, // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
 	5,  // 3: flare.agent.v1.AgentStatus.config:type_name -> flare.agent.v1.ConfigStatus
-	11, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
-	12, // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
-	12, // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
-	13, // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
-	14, // 8: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	14, // 9: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	0,  // 10: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
-	2,  // 11: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
-	6,  // 12: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
-	8,  // 13: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
-	1,  // 14: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
-	3,  // 15: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
-	7,  // 16: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
-	9,  // 17: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
-	14, // [14:18] is the sub-list for method output_type
-	10, // [10:14] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	19, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
+	20, // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
+	20, // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
+	21, // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
+	22, // 8: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	22, // 9: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	23, // 10: flare.agent.v1.ResyncRequest.tier:type_name -> flare.agent.v1.Tier
+	24, // 11: flare.agent.v1.ResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
+	25, // 12: flare.agent.v1.CreateCheckpointResponse.progress:type_name -> flare.agent.v1.BackupProgress
+	26, // 13: flare.agent.v1.ListCheckpointsResponse.backups:type_name -> flare.agent.v1.Backup
+	0,  // 14: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
+	2,  // 15: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
+	6,  // 16: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
+	8,  // 17: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
+	10, // 18: flare.agent.v1.AgentService.Resync:input_type -> flare.agent.v1.ResyncRequest
+	12, // 19: flare.agent.v1.AgentService.CreateCheckpoint:input_type -> flare.agent.v1.CreateCheckpointRequest
+	14, // 20: flare.agent.v1.AgentService.ListCheckpoints:input_type -> flare.agent.v1.ListCheckpointsRequest
+	16, // 21: flare.agent.v1.AgentService.DeleteCheckpoint:input_type -> flare.agent.v1.DeleteCheckpointRequest
+	1,  // 22: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
+	3,  // 23: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
+	7,  // 24: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
+	9,  // 25: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
+	11, // 26: flare.agent.v1.AgentService.Resync:output_type -> flare.agent.v1.ResyncResponse
+	13, // 27: flare.agent.v1.AgentService.CreateCheckpoint:output_type -> flare.agent.v1.CreateCheckpointResponse
+	15, // 28: flare.agent.v1.AgentService.ListCheckpoints:output_type -> flare.agent.v1.ListCheckpointsResponse
+	17, // 29: flare.agent.v1.AgentService.DeleteCheckpoint:output_type -> flare.agent.v1.DeleteCheckpointResponse
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_agent_proto_init() }
@@ -708,7 +1124,7 @@ func file_flare_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_agent_proto_rawDesc), len(file_flare_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,10 +19,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AgentService_GetStatus_FullMethodName   = "/flare.agent.v1.AgentService/GetStatus"
-	AgentService_WatchStatus_FullMethodName = "/flare.agent.v1.AgentService/WatchStatus"
-	AgentService_OrphanScan_FullMethodName  = "/flare.agent.v1.AgentService/OrphanScan"
-	AgentService_OrphanPurge_FullMethodName = "/flare.agent.v1.AgentService/OrphanPurge"
+	AgentService_GetStatus_FullMethodName        = "/flare.agent.v1.AgentService/GetStatus"
+	AgentService_WatchStatus_FullMethodName      = "/flare.agent.v1.AgentService/WatchStatus"
+	AgentService_OrphanScan_FullMethodName       = "/flare.agent.v1.AgentService/OrphanScan"
+	AgentService_OrphanPurge_FullMethodName      = "/flare.agent.v1.AgentService/OrphanPurge"
+	AgentService_Resync_FullMethodName           = "/flare.agent.v1.AgentService/Resync"
+	AgentService_CreateCheckpoint_FullMethodName = "/flare.agent.v1.AgentService/CreateCheckpoint"
+	AgentService_ListCheckpoints_FullMethodName  = "/flare.agent.v1.AgentService/ListCheckpoints"
+	AgentService_DeleteCheckpoint_FullMethodName = "/flare.agent.v1.AgentService/DeleteCheckpoint"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -44,6 +48,21 @@ type AgentServiceClient interface {
 	// details: not_active_master, map_changing, owner_down, already_running,
 	// write_failed.
 	OrphanPurge(ctx context.Context, in *OrphanPurgeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OrphanPurgeResponse], error)
+	// Resync makes the replica on this pod catch up anew by a tier and sends its
+	// progress until it is in sync. It goes on when the caller leaves. It is refused,
+	// or ends, with the reason in the status' details: not_replica, no_master,
+	// already_running, tier_not_possible, or why the attempt failed.
+	Resync(ctx context.Context, in *ResyncRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ResyncResponse], error)
+	// CreateCheckpoint makes a backup: a consistent copy of the node's database in a
+	// new directory inside flared's backup-dir. It sends its progress about once a
+	// second and ends with the finished backup; when the caller leaves, what was made
+	// is removed. Refusals: invalid_name, exists, no_data, no_space, disk_full,
+	// already_running, backup_dir_unusable.
+	CreateCheckpoint(ctx context.Context, in *CreateCheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateCheckpointResponse], error)
+	// ListCheckpoints lists the backups in flared's backup-dir.
+	ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsResponse, error)
+	// DeleteCheckpoint removes one. Refusals: invalid_name, not_found, already_running.
+	DeleteCheckpoint(ctx context.Context, in *DeleteCheckpointRequest, opts ...grpc.CallOption) (*DeleteCheckpointResponse, error)
 }
 
 type agentServiceClient struct {
@@ -121,6 +140,64 @@ func (c *agentServiceClient) OrphanPurge(ctx context.Context, in *OrphanPurgeReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_OrphanPurgeClient = grpc.ServerStreamingClient[OrphanPurgeResponse]
 
+func (c *agentServiceClient) Resync(ctx context.Context, in *ResyncRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ResyncResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[3], AgentService_Resync_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ResyncRequest, ResyncResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_ResyncClient = grpc.ServerStreamingClient[ResyncResponse]
+
+func (c *agentServiceClient) CreateCheckpoint(ctx context.Context, in *CreateCheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateCheckpointResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[4], AgentService_CreateCheckpoint_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CreateCheckpointRequest, CreateCheckpointResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_CreateCheckpointClient = grpc.ServerStreamingClient[CreateCheckpointResponse]
+
+func (c *agentServiceClient) ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListCheckpointsResponse)
+	err := c.cc.Invoke(ctx, AgentService_ListCheckpoints_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentServiceClient) DeleteCheckpoint(ctx context.Context, in *DeleteCheckpointRequest, opts ...grpc.CallOption) (*DeleteCheckpointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteCheckpointResponse)
+	err := c.cc.Invoke(ctx, AgentService_DeleteCheckpoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -140,6 +217,21 @@ type AgentServiceServer interface {
 	// details: not_active_master, map_changing, owner_down, already_running,
 	// write_failed.
 	OrphanPurge(*OrphanPurgeRequest, grpc.ServerStreamingServer[OrphanPurgeResponse]) error
+	// Resync makes the replica on this pod catch up anew by a tier and sends its
+	// progress until it is in sync. It goes on when the caller leaves. It is refused,
+	// or ends, with the reason in the status' details: not_replica, no_master,
+	// already_running, tier_not_possible, or why the attempt failed.
+	Resync(*ResyncRequest, grpc.ServerStreamingServer[ResyncResponse]) error
+	// CreateCheckpoint makes a backup: a consistent copy of the node's database in a
+	// new directory inside flared's backup-dir. It sends its progress about once a
+	// second and ends with the finished backup; when the caller leaves, what was made
+	// is removed. Refusals: invalid_name, exists, no_data, no_space, disk_full,
+	// already_running, backup_dir_unusable.
+	CreateCheckpoint(*CreateCheckpointRequest, grpc.ServerStreamingServer[CreateCheckpointResponse]) error
+	// ListCheckpoints lists the backups in flared's backup-dir.
+	ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsResponse, error)
+	// DeleteCheckpoint removes one. Refusals: invalid_name, not_found, already_running.
+	DeleteCheckpoint(context.Context, *DeleteCheckpointRequest) (*DeleteCheckpointResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -161,6 +253,18 @@ func (UnimplementedAgentServiceServer) OrphanScan(*OrphanScanRequest, grpc.Serve
 }
 func (UnimplementedAgentServiceServer) OrphanPurge(*OrphanPurgeRequest, grpc.ServerStreamingServer[OrphanPurgeResponse]) error {
 	return status.Error(codes.Unimplemented, "method OrphanPurge not implemented")
+}
+func (UnimplementedAgentServiceServer) Resync(*ResyncRequest, grpc.ServerStreamingServer[ResyncResponse]) error {
+	return status.Error(codes.Unimplemented, "method Resync not implemented")
+}
+func (UnimplementedAgentServiceServer) CreateCheckpoint(*CreateCheckpointRequest, grpc.ServerStreamingServer[CreateCheckpointResponse]) error {
+	return status.Error(codes.Unimplemented, "method CreateCheckpoint not implemented")
+}
+func (UnimplementedAgentServiceServer) ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListCheckpoints not implemented")
+}
+func (UnimplementedAgentServiceServer) DeleteCheckpoint(context.Context, *DeleteCheckpointRequest) (*DeleteCheckpointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteCheckpoint not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -234,6 +338,64 @@ func _AgentService_OrphanPurge_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_OrphanPurgeServer = grpc.ServerStreamingServer[OrphanPurgeResponse]
 
+func _AgentService_Resync_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ResyncRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AgentServiceServer).Resync(m, &grpc.GenericServerStream[ResyncRequest, ResyncResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_ResyncServer = grpc.ServerStreamingServer[ResyncResponse]
+
+func _AgentService_CreateCheckpoint_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CreateCheckpointRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AgentServiceServer).CreateCheckpoint(m, &grpc.GenericServerStream[CreateCheckpointRequest, CreateCheckpointResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_CreateCheckpointServer = grpc.ServerStreamingServer[CreateCheckpointResponse]
+
+func _AgentService_ListCheckpoints_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListCheckpointsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).ListCheckpoints(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_ListCheckpoints_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).ListCheckpoints(ctx, req.(*ListCheckpointsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AgentService_DeleteCheckpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteCheckpointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).DeleteCheckpoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_DeleteCheckpoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).DeleteCheckpoint(ctx, req.(*DeleteCheckpointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -244,6 +406,14 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStatus",
 			Handler:    _AgentService_GetStatus_Handler,
+		},
+		{
+			MethodName: "ListCheckpoints",
+			Handler:    _AgentService_ListCheckpoints_Handler,
+		},
+		{
+			MethodName: "DeleteCheckpoint",
+			Handler:    _AgentService_DeleteCheckpoint_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -260,6 +430,16 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "OrphanPurge",
 			Handler:       _AgentService_OrphanPurge_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Resync",
+			Handler:       _AgentService_Resync_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CreateCheckpoint",
+			Handler:       _AgentService_CreateCheckpoint_Handler,
 			ServerStreams: true,
 		},
 	},

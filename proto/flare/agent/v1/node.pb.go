@@ -380,6 +380,374 @@ func (x *PurgeOrphansResponse) GetProgress() *OrphanProgress {
 	return nil
 }
 
+// StartResyncRequest orders a resync.
+type StartResyncRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How; unspecified leaves the choice to the master.
+	Tier          Tier `protobuf:"varint,1,opt,name=tier,proto3,enum=flare.agent.v1.Tier" json:"tier,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartResyncRequest) Reset() {
+	*x = StartResyncRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartResyncRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartResyncRequest) ProtoMessage() {}
+
+func (x *StartResyncRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartResyncRequest.ProtoReflect.Descriptor instead.
+func (*StartResyncRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StartResyncRequest) GetTier() Tier {
+	if x != nil {
+		return x.Tier
+	}
+	return Tier_TIER_UNSPECIFIED
+}
+
+// StartResyncResponse tells how far the resync is.
+type StartResyncResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The progress so far.
+	Progress      *ResyncProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartResyncResponse) Reset() {
+	*x = StartResyncResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartResyncResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartResyncResponse) ProtoMessage() {}
+
+func (x *StartResyncResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartResyncResponse.ProtoReflect.Descriptor instead.
+func (*StartResyncResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *StartResyncResponse) GetProgress() *ResyncProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// MakeBackupRequest orders a backup.
+type MakeBackupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of its directory; empty for one made of the time.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Bytes a second that are read; 0 for no limit.
+	BytesPerSecond uint64 `protobuf:"varint,2,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *MakeBackupRequest) Reset() {
+	*x = MakeBackupRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakeBackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakeBackupRequest) ProtoMessage() {}
+
+func (x *MakeBackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakeBackupRequest.ProtoReflect.Descriptor instead.
+func (*MakeBackupRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *MakeBackupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MakeBackupRequest) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+// MakeBackupResponse tells how far the backup is.
+type MakeBackupResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The progress so far.
+	Progress      *BackupProgress `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakeBackupResponse) Reset() {
+	*x = MakeBackupResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakeBackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakeBackupResponse) ProtoMessage() {}
+
+func (x *MakeBackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakeBackupResponse.ProtoReflect.Descriptor instead.
+func (*MakeBackupResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *MakeBackupResponse) GetProgress() *BackupProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// ListBackupsRequest asks for all backups.
+type ListBackupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBackupsRequest) Reset() {
+	*x = ListBackupsRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBackupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBackupsRequest) ProtoMessage() {}
+
+func (x *ListBackupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBackupsRequest.ProtoReflect.Descriptor instead.
+func (*ListBackupsRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{12}
+}
+
+// ListBackupsResponse carries them.
+type ListBackupsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Backups []*Backup `protobuf:"bytes,1,rep,name=backups,proto3" json:"backups,omitempty"`
+	// The directory they are in.
+	Directory     string `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBackupsResponse) Reset() {
+	*x = ListBackupsResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBackupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBackupsResponse) ProtoMessage() {}
+
+func (x *ListBackupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBackupsResponse.ProtoReflect.Descriptor instead.
+func (*ListBackupsResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListBackupsResponse) GetBackups() []*Backup {
+	if x != nil {
+		return x.Backups
+	}
+	return nil
+}
+
+func (x *ListBackupsResponse) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+// DropBackupRequest names a backup.
+type DropBackupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of its directory.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropBackupRequest) Reset() {
+	*x = DropBackupRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropBackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropBackupRequest) ProtoMessage() {}
+
+func (x *DropBackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropBackupRequest.ProtoReflect.Descriptor instead.
+func (*DropBackupRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DropBackupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// DropBackupResponse tells that it is gone.
+type DropBackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropBackupResponse) Reset() {
+	*x = DropBackupResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropBackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropBackupResponse) ProtoMessage() {}
+
+func (x *DropBackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropBackupResponse.ProtoReflect.Descriptor instead.
+func (*DropBackupResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
 var File_flare_agent_v1_node_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_node_proto_rawDesc = "" +
@@ -399,12 +767,34 @@ const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\x13PurgeOrphansRequest\x12\x12\n" +
 	"\x04rate\x18\x01 \x01(\rR\x04rate\"R\n" +
 	"\x14PurgeOrphansResponse\x12:\n" +
-	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress2\xf3\x02\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress\">\n" +
+	"\x12StartResyncRequest\x12(\n" +
+	"\x04tier\x18\x01 \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\"Q\n" +
+	"\x13StartResyncResponse\x12:\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.ResyncProgressR\bprogress\"Q\n" +
+	"\x11MakeBackupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
+	"\x10bytes_per_second\x18\x02 \x01(\x04R\x0ebytesPerSecond\"P\n" +
+	"\x12MakeBackupResponse\x12:\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.BackupProgressR\bprogress\"\x14\n" +
+	"\x12ListBackupsRequest\"e\n" +
+	"\x13ListBackupsResponse\x120\n" +
+	"\abackups\x18\x01 \x03(\v2\x16.flare.agent.v1.BackupR\abackups\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\"'\n" +
+	"\x11DropBackupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
+	"\x12DropBackupResponse2\xd1\x05\n" +
 	"\vNodeService\x12R\n" +
 	"\tWatchNode\x12 .flare.agent.v1.WatchNodeRequest\x1a!.flare.agent.v1.WatchNodeResponse0\x01\x12Y\n" +
 	"\fApplyOptions\x12#.flare.agent.v1.ApplyOptionsRequest\x1a$.flare.agent.v1.ApplyOptionsResponse\x12X\n" +
 	"\vScanOrphans\x12\".flare.agent.v1.ScanOrphansRequest\x1a#.flare.agent.v1.ScanOrphansResponse0\x01\x12[\n" +
-	"\fPurgeOrphans\x12#.flare.agent.v1.PurgeOrphansRequest\x1a$.flare.agent.v1.PurgeOrphansResponse0\x01B7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
+	"\fPurgeOrphans\x12#.flare.agent.v1.PurgeOrphansRequest\x1a$.flare.agent.v1.PurgeOrphansResponse0\x01\x12X\n" +
+	"\vStartResync\x12\".flare.agent.v1.StartResyncRequest\x1a#.flare.agent.v1.StartResyncResponse0\x01\x12U\n" +
+	"\n" +
+	"MakeBackup\x12!.flare.agent.v1.MakeBackupRequest\x1a\".flare.agent.v1.MakeBackupResponse0\x01\x12V\n" +
+	"\vListBackups\x12\".flare.agent.v1.ListBackupsRequest\x1a#.flare.agent.v1.ListBackupsResponse\x12S\n" +
+	"\n" +
+	"DropBackup\x12!.flare.agent.v1.DropBackupRequest\x1a\".flare.agent.v1.DropBackupResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_flare_agent_v1_node_proto_rawDescOnce sync.Once
@@ -418,7 +808,7 @@ func file_flare_agent_v1_node_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_node_proto_rawDescData
 }
 
-var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_flare_agent_v1_node_proto_goTypes = []any{
 	(*WatchNodeRequest)(nil),     // 0: flare.agent.v1.WatchNodeRequest
 	(*WatchNodeResponse)(nil),    // 1: flare.agent.v1.WatchNodeResponse
@@ -428,28 +818,52 @@ var file_flare_agent_v1_node_proto_goTypes = []any{
 	(*ScanOrphansResponse)(nil),  // 5: flare.agent.v1.ScanOrphansResponse
 	(*PurgeOrphansRequest)(nil),  // 6: flare.agent.v1.PurgeOrphansRequest
 	(*PurgeOrphansResponse)(nil), // 7: flare.agent.v1.PurgeOrphansResponse
-	(*NodeStatus)(nil),           // 8: flare.agent.v1.NodeStatus
-	(*OptionStatus)(nil),         // 9: flare.agent.v1.OptionStatus
-	(*OrphanProgress)(nil),       // 10: flare.agent.v1.OrphanProgress
+	(*StartResyncRequest)(nil),   // 8: flare.agent.v1.StartResyncRequest
+	(*StartResyncResponse)(nil),  // 9: flare.agent.v1.StartResyncResponse
+	(*MakeBackupRequest)(nil),    // 10: flare.agent.v1.MakeBackupRequest
+	(*MakeBackupResponse)(nil),   // 11: flare.agent.v1.MakeBackupResponse
+	(*ListBackupsRequest)(nil),   // 12: flare.agent.v1.ListBackupsRequest
+	(*ListBackupsResponse)(nil),  // 13: flare.agent.v1.ListBackupsResponse
+	(*DropBackupRequest)(nil),    // 14: flare.agent.v1.DropBackupRequest
+	(*DropBackupResponse)(nil),   // 15: flare.agent.v1.DropBackupResponse
+	(*NodeStatus)(nil),           // 16: flare.agent.v1.NodeStatus
+	(*OptionStatus)(nil),         // 17: flare.agent.v1.OptionStatus
+	(*OrphanProgress)(nil),       // 18: flare.agent.v1.OrphanProgress
+	(Tier)(0),                    // 19: flare.agent.v1.Tier
+	(*ResyncProgress)(nil),       // 20: flare.agent.v1.ResyncProgress
+	(*BackupProgress)(nil),       // 21: flare.agent.v1.BackupProgress
+	(*Backup)(nil),               // 22: flare.agent.v1.Backup
 }
 var file_flare_agent_v1_node_proto_depIdxs = []int32{
-	8,  // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
-	9,  // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
-	10, // 2: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	10, // 3: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	0,  // 4: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
-	2,  // 5: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
-	4,  // 6: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
-	6,  // 7: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
-	1,  // 8: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
-	3,  // 9: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
-	5,  // 10: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
-	7,  // 11: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
-	8,  // [8:12] is the sub-list for method output_type
-	4,  // [4:8] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	16, // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
+	17, // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
+	18, // 2: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	18, // 3: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	19, // 4: flare.agent.v1.StartResyncRequest.tier:type_name -> flare.agent.v1.Tier
+	20, // 5: flare.agent.v1.StartResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
+	21, // 6: flare.agent.v1.MakeBackupResponse.progress:type_name -> flare.agent.v1.BackupProgress
+	22, // 7: flare.agent.v1.ListBackupsResponse.backups:type_name -> flare.agent.v1.Backup
+	0,  // 8: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
+	2,  // 9: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
+	4,  // 10: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
+	6,  // 11: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
+	8,  // 12: flare.agent.v1.NodeService.StartResync:input_type -> flare.agent.v1.StartResyncRequest
+	10, // 13: flare.agent.v1.NodeService.MakeBackup:input_type -> flare.agent.v1.MakeBackupRequest
+	12, // 14: flare.agent.v1.NodeService.ListBackups:input_type -> flare.agent.v1.ListBackupsRequest
+	14, // 15: flare.agent.v1.NodeService.DropBackup:input_type -> flare.agent.v1.DropBackupRequest
+	1,  // 16: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
+	3,  // 17: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
+	5,  // 18: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
+	7,  // 19: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
+	9,  // 20: flare.agent.v1.NodeService.StartResync:output_type -> flare.agent.v1.StartResyncResponse
+	11, // 21: flare.agent.v1.NodeService.MakeBackup:output_type -> flare.agent.v1.MakeBackupResponse
+	13, // 22: flare.agent.v1.NodeService.ListBackups:output_type -> flare.agent.v1.ListBackupsResponse
+	15, // 23: flare.agent.v1.NodeService.DropBackup:output_type -> flare.agent.v1.DropBackupResponse
+	16, // [16:24] is the sub-list for method output_type
+	8,  // [8:16] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_node_proto_init() }
@@ -464,7 +878,7 @@ func file_flare_agent_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_node_proto_rawDesc), len(file_flare_agent_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,10 @@ const (
 	NodeService_ApplyOptions_FullMethodName = "/flare.agent.v1.NodeService/ApplyOptions"
 	NodeService_ScanOrphans_FullMethodName  = "/flare.agent.v1.NodeService/ScanOrphans"
 	NodeService_PurgeOrphans_FullMethodName = "/flare.agent.v1.NodeService/PurgeOrphans"
+	NodeService_StartResync_FullMethodName  = "/flare.agent.v1.NodeService/StartResync"
+	NodeService_MakeBackup_FullMethodName   = "/flare.agent.v1.NodeService/MakeBackup"
+	NodeService_ListBackups_FullMethodName  = "/flare.agent.v1.NodeService/ListBackups"
+	NodeService_DropBackup_FullMethodName   = "/flare.agent.v1.NodeService/DropBackup"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -42,6 +46,14 @@ type NodeServiceClient interface {
 	ScanOrphans(ctx context.Context, in *ScanOrphansRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ScanOrphansResponse], error)
 	// PurgeOrphans is AgentService.OrphanPurge.
 	PurgeOrphans(ctx context.Context, in *PurgeOrphansRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PurgeOrphansResponse], error)
+	// StartResync is AgentService.Resync.
+	StartResync(ctx context.Context, in *StartResyncRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StartResyncResponse], error)
+	// MakeBackup is AgentService.CreateCheckpoint.
+	MakeBackup(ctx context.Context, in *MakeBackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MakeBackupResponse], error)
+	// ListBackups is AgentService.ListCheckpoints.
+	ListBackups(ctx context.Context, in *ListBackupsRequest, opts ...grpc.CallOption) (*ListBackupsResponse, error)
+	// DropBackup is AgentService.DeleteCheckpoint.
+	DropBackup(ctx context.Context, in *DropBackupRequest, opts ...grpc.CallOption) (*DropBackupResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -119,6 +131,64 @@ func (c *nodeServiceClient) PurgeOrphans(ctx context.Context, in *PurgeOrphansRe
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type NodeService_PurgeOrphansClient = grpc.ServerStreamingClient[PurgeOrphansResponse]
 
+func (c *nodeServiceClient) StartResync(ctx context.Context, in *StartResyncRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StartResyncResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NodeService_ServiceDesc.Streams[3], NodeService_StartResync_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[StartResyncRequest, StartResyncResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_StartResyncClient = grpc.ServerStreamingClient[StartResyncResponse]
+
+func (c *nodeServiceClient) MakeBackup(ctx context.Context, in *MakeBackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MakeBackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NodeService_ServiceDesc.Streams[4], NodeService_MakeBackup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[MakeBackupRequest, MakeBackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_MakeBackupClient = grpc.ServerStreamingClient[MakeBackupResponse]
+
+func (c *nodeServiceClient) ListBackups(ctx context.Context, in *ListBackupsRequest, opts ...grpc.CallOption) (*ListBackupsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListBackupsResponse)
+	err := c.cc.Invoke(ctx, NodeService_ListBackups_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) DropBackup(ctx context.Context, in *DropBackupRequest, opts ...grpc.CallOption) (*DropBackupResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropBackupResponse)
+	err := c.cc.Invoke(ctx, NodeService_DropBackup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -136,6 +206,14 @@ type NodeServiceServer interface {
 	ScanOrphans(*ScanOrphansRequest, grpc.ServerStreamingServer[ScanOrphansResponse]) error
 	// PurgeOrphans is AgentService.OrphanPurge.
 	PurgeOrphans(*PurgeOrphansRequest, grpc.ServerStreamingServer[PurgeOrphansResponse]) error
+	// StartResync is AgentService.Resync.
+	StartResync(*StartResyncRequest, grpc.ServerStreamingServer[StartResyncResponse]) error
+	// MakeBackup is AgentService.CreateCheckpoint.
+	MakeBackup(*MakeBackupRequest, grpc.ServerStreamingServer[MakeBackupResponse]) error
+	// ListBackups is AgentService.ListCheckpoints.
+	ListBackups(context.Context, *ListBackupsRequest) (*ListBackupsResponse, error)
+	// DropBackup is AgentService.DeleteCheckpoint.
+	DropBackup(context.Context, *DropBackupRequest) (*DropBackupResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -157,6 +235,18 @@ func (UnimplementedNodeServiceServer) ScanOrphans(*ScanOrphansRequest, grpc.Serv
 }
 func (UnimplementedNodeServiceServer) PurgeOrphans(*PurgeOrphansRequest, grpc.ServerStreamingServer[PurgeOrphansResponse]) error {
 	return status.Error(codes.Unimplemented, "method PurgeOrphans not implemented")
+}
+func (UnimplementedNodeServiceServer) StartResync(*StartResyncRequest, grpc.ServerStreamingServer[StartResyncResponse]) error {
+	return status.Error(codes.Unimplemented, "method StartResync not implemented")
+}
+func (UnimplementedNodeServiceServer) MakeBackup(*MakeBackupRequest, grpc.ServerStreamingServer[MakeBackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method MakeBackup not implemented")
+}
+func (UnimplementedNodeServiceServer) ListBackups(context.Context, *ListBackupsRequest) (*ListBackupsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListBackups not implemented")
+}
+func (UnimplementedNodeServiceServer) DropBackup(context.Context, *DropBackupRequest) (*DropBackupResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropBackup not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -230,6 +320,64 @@ func _NodeService_PurgeOrphans_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type NodeService_PurgeOrphansServer = grpc.ServerStreamingServer[PurgeOrphansResponse]
 
+func _NodeService_StartResync_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(StartResyncRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServiceServer).StartResync(m, &grpc.GenericServerStream[StartResyncRequest, StartResyncResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_StartResyncServer = grpc.ServerStreamingServer[StartResyncResponse]
+
+func _NodeService_MakeBackup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(MakeBackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServiceServer).MakeBackup(m, &grpc.GenericServerStream[MakeBackupRequest, MakeBackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_MakeBackupServer = grpc.ServerStreamingServer[MakeBackupResponse]
+
+func _NodeService_ListBackups_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListBackupsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).ListBackups(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_ListBackups_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).ListBackups(ctx, req.(*ListBackupsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_DropBackup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropBackupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).DropBackup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_DropBackup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).DropBackup(ctx, req.(*DropBackupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -240,6 +388,14 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ApplyOptions",
 			Handler:    _NodeService_ApplyOptions_Handler,
+		},
+		{
+			MethodName: "ListBackups",
+			Handler:    _NodeService_ListBackups_Handler,
+		},
+		{
+			MethodName: "DropBackup",
+			Handler:    _NodeService_DropBackup_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -256,6 +412,16 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "PurgeOrphans",
 			Handler:       _NodeService_PurgeOrphans_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "StartResync",
+			Handler:       _NodeService_StartResync_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "MakeBackup",
+			Handler:       _NodeService_MakeBackup_Handler,
 			ServerStreams: true,
 		},
 	},

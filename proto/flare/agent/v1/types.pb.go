@@ -202,6 +202,67 @@ func (Tier) EnumDescriptor() ([]byte, []int) {
 	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{2}
 }
 
+// CatchUpPhase is what a catch-up is doing.
+type CatchUpPhase int32
+
+const (
+	// None is under way.
+	CatchUpPhase_CATCH_UP_PHASE_UNSPECIFIED CatchUpPhase = 0
+	// The master has to finish something first: another copy, or making this one.
+	CatchUpPhase_CATCH_UP_PHASE_WAITING CatchUpPhase = 1
+	// Files, or with tier dump records, are copied.
+	CatchUpPhase_CATCH_UP_PHASE_COPY CatchUpPhase = 2
+	// What was copied takes the place of the database.
+	CatchUpPhase_CATCH_UP_PHASE_INSTALL CatchUpPhase = 3
+	// Write batches are streamed from the master's log.
+	CatchUpPhase_CATCH_UP_PHASE_LOG CatchUpPhase = 4
+)
+
+// Enum value maps for CatchUpPhase.
+var (
+	CatchUpPhase_name = map[int32]string{
+		0: "CATCH_UP_PHASE_UNSPECIFIED",
+		1: "CATCH_UP_PHASE_WAITING",
+		2: "CATCH_UP_PHASE_COPY",
+		3: "CATCH_UP_PHASE_INSTALL",
+		4: "CATCH_UP_PHASE_LOG",
+	}
+	CatchUpPhase_value = map[string]int32{
+		"CATCH_UP_PHASE_UNSPECIFIED": 0,
+		"CATCH_UP_PHASE_WAITING":     1,
+		"CATCH_UP_PHASE_COPY":        2,
+		"CATCH_UP_PHASE_INSTALL":     3,
+		"CATCH_UP_PHASE_LOG":         4,
+	}
+)
+
+func (x CatchUpPhase) Enum() *CatchUpPhase {
+	p := new(CatchUpPhase)
+	*p = x
+	return p
+}
+
+func (x CatchUpPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CatchUpPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_flare_agent_v1_types_proto_enumTypes[3].Descriptor()
+}
+
+func (CatchUpPhase) Type() protoreflect.EnumType {
+	return &file_flare_agent_v1_types_proto_enumTypes[3]
+}
+
+func (x CatchUpPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CatchUpPhase.Descriptor instead.
+func (CatchUpPhase) EnumDescriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{3}
+}
+
 // OptionState tells what became of a configured option.
 type OptionState int32
 
@@ -243,11 +304,11 @@ func (x OptionState) String() string {
 }
 
 func (OptionState) Descriptor() protoreflect.EnumDescriptor {
-	return file_flare_agent_v1_types_proto_enumTypes[3].Descriptor()
+	return file_flare_agent_v1_types_proto_enumTypes[4].Descriptor()
 }
 
 func (OptionState) Type() protoreflect.EnumType {
-	return &file_flare_agent_v1_types_proto_enumTypes[3]
+	return &file_flare_agent_v1_types_proto_enumTypes[4]
 }
 
 func (x OptionState) Number() protoreflect.EnumNumber {
@@ -256,7 +317,7 @@ func (x OptionState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OptionState.Descriptor instead.
 func (OptionState) EnumDescriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{3}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{4}
 }
 
 // Lsn is a position in a partition's history of write batches. Positions order
@@ -331,7 +392,11 @@ type ReplicaStatus struct {
 	// Age of the oldest batch that is not acknowledged; 0 when there is none.
 	Lag *durationpb.Duration `protobuf:"bytes,6,opt,name=lag,proto3" json:"lag,omitempty"`
 	// How this replica caught up when it last connected.
-	Tier          Tier `protobuf:"varint,7,opt,name=tier,proto3,enum=flare.agent.v1.Tier" json:"tier,omitempty"`
+	Tier Tier `protobuf:"varint,7,opt,name=tier,proto3,enum=flare.agent.v1.Tier" json:"tier,omitempty"`
+	// How far its catch-up is; absent while none is under way.
+	Progress *CatchUpProgress `protobuf:"bytes,10,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Why the tier was chosen, machine-readable.
+	Reason        string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -415,6 +480,158 @@ func (x *ReplicaStatus) GetTier() Tier {
 	return Tier_TIER_UNSPECIFIED
 }
 
+func (x *ReplicaStatus) GetProgress() *CatchUpProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// CatchUpProgress is how far a catch-up that is under way has come. It is over
+// when the replica has everything that the master has.
+type CatchUpProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is doing. The numbers below are of this phase.
+	Phase CatchUpPhase `protobuf:"varint,1,opt,name=phase,proto3,enum=flare.agent.v1.CatchUpPhase" json:"phase,omitempty"`
+	// The way that was chosen.
+	Tier Tier `protobuf:"varint,2,opt,name=tier,proto3,enum=flare.agent.v1.Tier" json:"tier,omitempty"`
+	// Why, machine-readable.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it began.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// Bytes so far: of files or records in phase copy, of log in phase log.
+	BytesDone uint64 `protobuf:"varint,5,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	// Bytes in all; 0 when nobody knows, as with tier dump. In phase log it grows with
+	// the master's writes, and is estimated from the size of the batches so far.
+	BytesTotal uint64 `protobuf:"varint,6,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
+	// Bytes a second over the last ten seconds.
+	BytesPerSecond uint64 `protobuf:"varint,7,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	// Time until the phase is over at that pace; absent when there is no telling.
+	Eta *durationpb.Duration `protobuf:"bytes,8,opt,name=eta,proto3" json:"eta,omitempty"`
+	// Phase log: write batches so far.
+	BatchesDone uint64 `protobuf:"varint,9,opt,name=batches_done,json=batchesDone,proto3" json:"batches_done,omitempty"`
+	// Phase log: write batches in all; grows with the master's writes.
+	BatchesTotal uint64 `protobuf:"varint,10,opt,name=batches_total,json=batchesTotal,proto3" json:"batches_total,omitempty"`
+	// Tier dump: records so far.
+	RecordsDone   uint64 `protobuf:"varint,11,opt,name=records_done,json=recordsDone,proto3" json:"records_done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CatchUpProgress) Reset() {
+	*x = CatchUpProgress{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CatchUpProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CatchUpProgress) ProtoMessage() {}
+
+func (x *CatchUpProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CatchUpProgress.ProtoReflect.Descriptor instead.
+func (*CatchUpProgress) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CatchUpProgress) GetPhase() CatchUpPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return CatchUpPhase_CATCH_UP_PHASE_UNSPECIFIED
+}
+
+func (x *CatchUpProgress) GetTier() Tier {
+	if x != nil {
+		return x.Tier
+	}
+	return Tier_TIER_UNSPECIFIED
+}
+
+func (x *CatchUpProgress) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CatchUpProgress) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *CatchUpProgress) GetBytesDone() uint64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *CatchUpProgress) GetBytesTotal() uint64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *CatchUpProgress) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *CatchUpProgress) GetEta() *durationpb.Duration {
+	if x != nil {
+		return x.Eta
+	}
+	return nil
+}
+
+func (x *CatchUpProgress) GetBatchesDone() uint64 {
+	if x != nil {
+		return x.BatchesDone
+	}
+	return 0
+}
+
+func (x *CatchUpProgress) GetBatchesTotal() uint64 {
+	if x != nil {
+		return x.BatchesTotal
+	}
+	return 0
+}
+
+func (x *CatchUpProgress) GetRecordsDone() uint64 {
+	if x != nil {
+		return x.RecordsDone
+	}
+	return 0
+}
+
 // CatchUp is a replica's view of its own replication.
 type CatchUp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -436,14 +653,20 @@ type CatchUp struct {
 	// The last failure in words.
 	LastError string `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// Copied records of a running copy by dump.
-	RecordsDone   uint64 `protobuf:"varint,9,opt,name=records_done,json=recordsDone,proto3" json:"records_done,omitempty"`
+	RecordsDone uint64 `protobuf:"varint,9,opt,name=records_done,json=recordsDone,proto3" json:"records_done,omitempty"`
+	// How far the catch-up is; absent while none is under way.
+	Progress *CatchUpProgress `protobuf:"bytes,20,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Why the tier was chosen, machine-readable.
+	Reason string `protobuf:"bytes,21,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What the master makes this node wait for, machine-readable; empty for nothing.
+	Waiting       string `protobuf:"bytes,22,opt,name=waiting,proto3" json:"waiting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CatchUp) Reset() {
 	*x = CatchUp{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[2]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +678,7 @@ func (x *CatchUp) String() string {
 func (*CatchUp) ProtoMessage() {}
 
 func (x *CatchUp) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[2]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +691,7 @@ func (x *CatchUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatchUp.ProtoReflect.Descriptor instead.
 func (*CatchUp) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{2}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CatchUp) GetMaster() string {
@@ -534,6 +757,27 @@ func (x *CatchUp) GetRecordsDone() uint64 {
 	return 0
 }
 
+func (x *CatchUp) GetProgress() *CatchUpProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *CatchUp) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CatchUp) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
 // CatchUpCounts counts, since the process started, how replicas caught up.
 type CatchUpCounts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -544,14 +788,18 @@ type CatchUpCounts struct {
 	// Attempts that failed.
 	Failed uint64 `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Copies by dump, record by record.
-	Dump          uint64 `protobuf:"varint,4,opt,name=dump,proto3" json:"dump,omitempty"`
+	Dump uint64 `protobuf:"varint,4,opt,name=dump,proto3" json:"dump,omitempty"`
+	// Full copies of the database files that were begun although there was data.
+	Fallback uint64 `protobuf:"varint,20,opt,name=fallback,proto3" json:"fallback,omitempty"`
+	// Those of fallback for which the master's log did not go back far enough.
+	Purged        uint64 `protobuf:"varint,21,opt,name=purged,proto3" json:"purged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CatchUpCounts) Reset() {
 	*x = CatchUpCounts{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[3]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +811,7 @@ func (x *CatchUpCounts) String() string {
 func (*CatchUpCounts) ProtoMessage() {}
 
 func (x *CatchUpCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[3]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +824,7 @@ func (x *CatchUpCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatchUpCounts.ProtoReflect.Descriptor instead.
 func (*CatchUpCounts) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{3}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CatchUpCounts) GetWal() uint64 {
@@ -603,6 +851,102 @@ func (x *CatchUpCounts) GetFailed() uint64 {
 func (x *CatchUpCounts) GetDump() uint64 {
 	if x != nil {
 		return x.Dump
+	}
+	return 0
+}
+
+func (x *CatchUpCounts) GetFallback() uint64 {
+	if x != nil {
+		return x.Fallback
+	}
+	return 0
+}
+
+func (x *CatchUpCounts) GetPurged() uint64 {
+	if x != nil {
+		return x.Purged
+	}
+	return 0
+}
+
+// LogStatus is what is retained of a node's log.
+type LogStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Files of log, those still written to included.
+	Files uint64 `protobuf:"varint,1,opt,name=files,proto3" json:"files,omitempty"`
+	// Their bytes.
+	Bytes uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Of files, those that are finished and only retained.
+	ArchivedFiles uint64 `protobuf:"varint,3,opt,name=archived_files,json=archivedFiles,proto3" json:"archived_files,omitempty"`
+	// Their bytes.
+	ArchivedBytes uint64 `protobuf:"varint,4,opt,name=archived_bytes,json=archivedBytes,proto3" json:"archived_bytes,omitempty"`
+	// Index of the oldest write batch; one more than the position when there is none.
+	OldestIndex   uint64 `protobuf:"varint,5,opt,name=oldest_index,json=oldestIndex,proto3" json:"oldest_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogStatus) Reset() {
+	*x = LogStatus{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogStatus) ProtoMessage() {}
+
+func (x *LogStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogStatus.ProtoReflect.Descriptor instead.
+func (*LogStatus) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LogStatus) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *LogStatus) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *LogStatus) GetArchivedFiles() uint64 {
+	if x != nil {
+		return x.ArchivedFiles
+	}
+	return 0
+}
+
+func (x *LogStatus) GetArchivedBytes() uint64 {
+	if x != nil {
+		return x.ArchivedBytes
+	}
+	return 0
+}
+
+func (x *LogStatus) GetOldestIndex() uint64 {
+	if x != nil {
+		return x.OldestIndex
 	}
 	return 0
 }
@@ -648,13 +992,15 @@ type NodeStatus struct {
 	ExpirySweep *ExpirySweep `protobuf:"bytes,18,opt,name=expiry_sweep,json=expirySweep,proto3" json:"expiry_sweep,omitempty"`
 	// Replication to another cluster; absent while it is switched off.
 	ClusterReplication *ClusterReplication `protobuf:"bytes,19,opt,name=cluster_replication,json=clusterReplication,proto3" json:"cluster_replication,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What is retained of the log; at most a second old.
+	Log           *LogStatus `protobuf:"bytes,50,opt,name=log,proto3" json:"log,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[4]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +1012,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[4]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +1025,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{4}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeStatus) GetNode() string {
@@ -815,6 +1161,13 @@ func (x *NodeStatus) GetClusterReplication() *ClusterReplication {
 	return nil
 }
 
+func (x *NodeStatus) GetLog() *LogStatus {
+	if x != nil {
+		return x.Log
+	}
+	return nil
+}
+
 // ClusterReplication is the replication of this node to another cluster. Counts
 // of mode duplicate begin anew when the node becomes a master or the destination
 // changes.
@@ -862,7 +1215,7 @@ type ClusterReplication struct {
 
 func (x *ClusterReplication) Reset() {
 	*x = ClusterReplication{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1227,7 @@ func (x *ClusterReplication) String() string {
 func (*ClusterReplication) ProtoMessage() {}
 
 func (x *ClusterReplication) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[5]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1240,7 @@ func (x *ClusterReplication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterReplication.ProtoReflect.Descriptor instead.
 func (*ClusterReplication) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClusterReplication) GetDestination() string {
@@ -1037,7 +1390,7 @@ type ClusterDump struct {
 
 func (x *ClusterDump) Reset() {
 	*x = ClusterDump{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1402,7 @@ func (x *ClusterDump) String() string {
 func (*ClusterDump) ProtoMessage() {}
 
 func (x *ClusterDump) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1415,7 @@ func (x *ClusterDump) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterDump.ProtoReflect.Descriptor instead.
 func (*ClusterDump) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ClusterDump) GetRunning() bool {
@@ -1122,7 +1475,7 @@ type ExpirySweep struct {
 
 func (x *ExpirySweep) Reset() {
 	*x = ExpirySweep{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1487,7 @@ func (x *ExpirySweep) String() string {
 func (*ExpirySweep) ProtoMessage() {}
 
 func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1500,7 @@ func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpirySweep.ProtoReflect.Descriptor instead.
 func (*ExpirySweep) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExpirySweep) GetWalks() uint64 {
@@ -1188,7 +1541,7 @@ type OrphanProgress struct {
 
 func (x *OrphanProgress) Reset() {
 	*x = OrphanProgress{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1553,7 @@ func (x *OrphanProgress) String() string {
 func (*OrphanProgress) ProtoMessage() {}
 
 func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1566,7 @@ func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanProgress.ProtoReflect.Descriptor instead.
 func (*OrphanProgress) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OrphanProgress) GetKeys() uint64 {
@@ -1244,6 +1597,334 @@ func (x *OrphanProgress) GetDone() bool {
 	return false
 }
 
+// BackupProgress is how far the making of a backup is.
+type BackupProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of its directory in the backup directory.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Files that are whole.
+	FilesDone uint32 `protobuf:"varint,2,opt,name=files_done,json=filesDone,proto3" json:"files_done,omitempty"`
+	// Files in all; 0 until the checkpoint is made.
+	FilesTotal uint32 `protobuf:"varint,3,opt,name=files_total,json=filesTotal,proto3" json:"files_total,omitempty"`
+	// Bytes read, checked and, in another file system, written.
+	BytesDone uint64 `protobuf:"varint,4,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	// Bytes in all; 0 until the checkpoint is made.
+	BytesTotal uint64 `protobuf:"varint,5,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
+	// Bytes a second over the last ten seconds.
+	BytesPerSecond uint64 `protobuf:"varint,6,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	// Time until the end at that pace; absent when there is no telling.
+	Eta *durationpb.Duration `protobuf:"bytes,7,opt,name=eta,proto3" json:"eta,omitempty"`
+	// The finished backup, in the last message.
+	Backup        *Backup `protobuf:"bytes,8,opt,name=backup,proto3" json:"backup,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupProgress) Reset() {
+	*x = BackupProgress{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupProgress) ProtoMessage() {}
+
+func (x *BackupProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupProgress.ProtoReflect.Descriptor instead.
+func (*BackupProgress) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *BackupProgress) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BackupProgress) GetFilesDone() uint32 {
+	if x != nil {
+		return x.FilesDone
+	}
+	return 0
+}
+
+func (x *BackupProgress) GetFilesTotal() uint32 {
+	if x != nil {
+		return x.FilesTotal
+	}
+	return 0
+}
+
+func (x *BackupProgress) GetBytesDone() uint64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *BackupProgress) GetBytesTotal() uint64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *BackupProgress) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *BackupProgress) GetEta() *durationpb.Duration {
+	if x != nil {
+		return x.Eta
+	}
+	return nil
+}
+
+func (x *BackupProgress) GetBackup() *Backup {
+	if x != nil {
+		return x.Backup
+	}
+	return nil
+}
+
+// Backup is one copy of a database.
+type Backup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of its directory in the backup directory.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Whether its manifest is there, which is written last. Without it the copy was
+	// not finished or is being made, and the fields below are empty.
+	Complete bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	// The directory, on the node.
+	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	// When it was made.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// The node that made it.
+	Node string `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	// Its flared's version.
+	Version string `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
+	// Partition of the records; absent for none.
+	Partition *uint32 `protobuf:"varint,7,opt,name=partition,proto3,oneof" json:"partition,omitempty"`
+	// Position of the copy: all write batches up to here are in it, none behind.
+	Lsn *Lsn `protobuf:"bytes,8,opt,name=lsn,proto3" json:"lsn,omitempty"`
+	// History that the position belongs to.
+	History string `protobuf:"bytes,9,opt,name=history,proto3" json:"history,omitempty"`
+	// Files.
+	Files uint32 `protobuf:"varint,10,opt,name=files,proto3" json:"files,omitempty"`
+	// Their bytes.
+	Bytes         uint64 `protobuf:"varint,11,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Backup) Reset() {
+	*x = Backup{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Backup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Backup) ProtoMessage() {}
+
+func (x *Backup) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Backup.ProtoReflect.Descriptor instead.
+func (*Backup) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Backup) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Backup) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *Backup) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Backup) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Backup) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Backup) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Backup) GetPartition() uint32 {
+	if x != nil && x.Partition != nil {
+		return *x.Partition
+	}
+	return 0
+}
+
+func (x *Backup) GetLsn() *Lsn {
+	if x != nil {
+		return x.Lsn
+	}
+	return nil
+}
+
+func (x *Backup) GetHistory() string {
+	if x != nil {
+		return x.History
+	}
+	return ""
+}
+
+func (x *Backup) GetFiles() uint32 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Backup) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// ResyncProgress is how far a resync is.
+type ResyncProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The catch-up; absent between its phases.
+	CatchUp *CatchUpProgress `protobuf:"bytes,1,opt,name=catch_up,json=catchUp,proto3" json:"catch_up,omitempty"`
+	// Position of the replica.
+	Lsn *Lsn `protobuf:"bytes,2,opt,name=lsn,proto3" json:"lsn,omitempty"`
+	// Master's position as last heard.
+	MasterLsn *Lsn `protobuf:"bytes,3,opt,name=master_lsn,json=masterLsn,proto3" json:"master_lsn,omitempty"`
+	// How the replica catches up; unspecified until the master has said so.
+	Tier Tier `protobuf:"varint,4,opt,name=tier,proto3,enum=flare.agent.v1.Tier" json:"tier,omitempty"`
+	// True in the last message: the replica has caught up and is in sync.
+	Done          bool `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResyncProgress) Reset() {
+	*x = ResyncProgress{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncProgress) ProtoMessage() {}
+
+func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
+func (*ResyncProgress) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ResyncProgress) GetCatchUp() *CatchUpProgress {
+	if x != nil {
+		return x.CatchUp
+	}
+	return nil
+}
+
+func (x *ResyncProgress) GetLsn() *Lsn {
+	if x != nil {
+		return x.Lsn
+	}
+	return nil
+}
+
+func (x *ResyncProgress) GetMasterLsn() *Lsn {
+	if x != nil {
+		return x.MasterLsn
+	}
+	return nil
+}
+
+func (x *ResyncProgress) GetTier() Tier {
+	if x != nil {
+		return x.Tier
+	}
+	return Tier_TIER_UNSPECIFIED
+}
+
+func (x *ResyncProgress) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
 // OptionStatus is one option as flared has it.
 type OptionStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1267,7 +1948,7 @@ type OptionStatus struct {
 
 func (x *OptionStatus) Reset() {
 	*x = OptionStatus{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1960,7 @@ func (x *OptionStatus) String() string {
 func (*OptionStatus) ProtoMessage() {}
 
 func (x *OptionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1973,7 @@ func (x *OptionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OptionStatus.ProtoReflect.Descriptor instead.
 func (*OptionStatus) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OptionStatus) GetKey() string {
@@ -1351,7 +2032,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x1aflare/agent/v1/types.proto\x12\x0eflare.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n" +
 	"\x03Lsn\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xfd\x01\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xd2\x02\n" +
 	"\rReplicaStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x17\n" +
@@ -1360,7 +2041,25 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\vlag_batches\x18\x05 \x01(\x04R\n" +
 	"lagBatches\x12+\n" +
 	"\x03lag\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03lag\x12(\n" +
-	"\x04tier\x18\a \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\"\xcb\x02\n" +
+	"\x04tier\x18\a \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\x12;\n" +
+	"\bprogress\x18\n" +
+	" \x01(\v2\x1f.flare.agent.v1.CatchUpProgressR\bprogress\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\"\xbb\x03\n" +
+	"\x0fCatchUpProgress\x122\n" +
+	"\x05phase\x18\x01 \x01(\x0e2\x1c.flare.agent.v1.CatchUpPhaseR\x05phase\x12(\n" +
+	"\x04tier\x18\x02 \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\x05 \x01(\x04R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\x06 \x01(\x04R\n" +
+	"bytesTotal\x12(\n" +
+	"\x10bytes_per_second\x18\a \x01(\x04R\x0ebytesPerSecond\x12+\n" +
+	"\x03eta\x18\b \x01(\v2\x19.google.protobuf.DurationR\x03eta\x12!\n" +
+	"\fbatches_done\x18\t \x01(\x04R\vbatchesDone\x12#\n" +
+	"\rbatches_total\x18\n" +
+	" \x01(\x04R\fbatchesTotal\x12!\n" +
+	"\frecords_done\x18\v \x01(\x04R\vrecordsDone\"\xba\x03\n" +
 	"\aCatchUp\x12\x16\n" +
 	"\x06master\x18\x01 \x01(\tR\x06master\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12(\n" +
@@ -1374,14 +2073,25 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x11last_error_reason\x18\a \x01(\tR\x0flastErrorReason\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\b \x01(\tR\tlastError\x12!\n" +
-	"\frecords_done\x18\t \x01(\x04R\vrecordsDone\"m\n" +
+	"\frecords_done\x18\t \x01(\x04R\vrecordsDone\x12;\n" +
+	"\bprogress\x18\x14 \x01(\v2\x1f.flare.agent.v1.CatchUpProgressR\bprogress\x12\x16\n" +
+	"\x06reason\x18\x15 \x01(\tR\x06reason\x12\x18\n" +
+	"\awaiting\x18\x16 \x01(\tR\awaiting\"\xa1\x01\n" +
 	"\rCatchUpCounts\x12\x10\n" +
 	"\x03wal\x18\x01 \x01(\x04R\x03wal\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\x04R\n" +
 	"checkpoint\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\x04R\x06failed\x12\x12\n" +
-	"\x04dump\x18\x04 \x01(\x04R\x04dump\"\xef\x06\n" +
+	"\x04dump\x18\x04 \x01(\x04R\x04dump\x12\x1a\n" +
+	"\bfallback\x18\x14 \x01(\x04R\bfallback\x12\x16\n" +
+	"\x06purged\x18\x15 \x01(\x04R\x06purged\"\xa8\x01\n" +
+	"\tLogStatus\x12\x14\n" +
+	"\x05files\x18\x01 \x01(\x04R\x05files\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12%\n" +
+	"\x0earchived_files\x18\x03 \x01(\x04R\rarchivedFiles\x12%\n" +
+	"\x0earchived_bytes\x18\x04 \x01(\x04R\rarchivedBytes\x12!\n" +
+	"\foldest_index\x18\x05 \x01(\x04R\voldestIndex\"\x9c\a\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -1405,7 +2115,8 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x0fcatch_up_counts\x18\x10 \x01(\v2\x1d.flare.agent.v1.CatchUpCountsR\rcatchUpCounts\x12 \n" +
 	"\vconnections\x18\x11 \x01(\rR\vconnections\x12>\n" +
 	"\fexpiry_sweep\x18\x12 \x01(\v2\x1b.flare.agent.v1.ExpirySweepR\vexpirySweep\x12S\n" +
-	"\x13cluster_replication\x18\x13 \x01(\v2\".flare.agent.v1.ClusterReplicationR\x12clusterReplicationB\f\n" +
+	"\x13cluster_replication\x18\x13 \x01(\v2\".flare.agent.v1.ClusterReplicationR\x12clusterReplication\x12+\n" +
+	"\x03log\x182 \x01(\v2\x19.flare.agent.v1.LogStatusR\x03logB\f\n" +
 	"\n" +
 	"_partitionB\x11\n" +
 	"\x0f_data_partition\"\xc6\x04\n" +
@@ -1446,7 +2157,43 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x04keys\x18\x01 \x01(\x04R\x04keys\x12\x18\n" +
 	"\aorphans\x18\x02 \x01(\x04R\aorphans\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04done\"\xd7\x01\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\"\xab\x02\n" +
+	"\x0eBackupProgress\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"files_done\x18\x02 \x01(\rR\tfilesDone\x12\x1f\n" +
+	"\vfiles_total\x18\x03 \x01(\rR\n" +
+	"filesTotal\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\x04 \x01(\x04R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\x05 \x01(\x04R\n" +
+	"bytesTotal\x12(\n" +
+	"\x10bytes_per_second\x18\x06 \x01(\x04R\x0ebytesPerSecond\x12+\n" +
+	"\x03eta\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03eta\x12.\n" +
+	"\x06backup\x18\b \x01(\v2\x16.flare.agent.v1.BackupR\x06backup\"\xd3\x02\n" +
+	"\x06Backup\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x129\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\x12!\n" +
+	"\tpartition\x18\a \x01(\rH\x00R\tpartition\x88\x01\x01\x12%\n" +
+	"\x03lsn\x18\b \x01(\v2\x13.flare.agent.v1.LsnR\x03lsn\x12\x18\n" +
+	"\ahistory\x18\t \x01(\tR\ahistory\x12\x14\n" +
+	"\x05files\x18\n" +
+	" \x01(\rR\x05files\x12\x14\n" +
+	"\x05bytes\x18\v \x01(\x04R\x05bytesB\f\n" +
+	"\n" +
+	"_partition\"\xe5\x01\n" +
+	"\x0eResyncProgress\x12:\n" +
+	"\bcatch_up\x18\x01 \x01(\v2\x1f.flare.agent.v1.CatchUpProgressR\acatchUp\x12%\n" +
+	"\x03lsn\x18\x02 \x01(\v2\x13.flare.agent.v1.LsnR\x03lsn\x122\n" +
+	"\n" +
+	"master_lsn\x18\x03 \x01(\v2\x13.flare.agent.v1.LsnR\tmasterLsn\x12(\n" +
+	"\x04tier\x18\x04 \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\x12\x12\n" +
+	"\x04done\x18\x05 \x01(\bR\x04done\"\xd7\x01\n" +
 	"\fOptionStatus\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
 	"\teffective\x18\x02 \x01(\tR\teffective\x12\x1e\n" +
@@ -1476,7 +2223,13 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\bTIER_WAL\x10\x01\x12\x0f\n" +
 	"\vTIER_REWIND\x10\x02\x12\x13\n" +
 	"\x0fTIER_CHECKPOINT\x10\x03\x12\r\n" +
-	"\tTIER_DUMP\x10\x04*\x82\x01\n" +
+	"\tTIER_DUMP\x10\x04*\x97\x01\n" +
+	"\fCatchUpPhase\x12\x1e\n" +
+	"\x1aCATCH_UP_PHASE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16CATCH_UP_PHASE_WAITING\x10\x01\x12\x17\n" +
+	"\x13CATCH_UP_PHASE_COPY\x10\x02\x12\x1a\n" +
+	"\x16CATCH_UP_PHASE_INSTALL\x10\x03\x12\x16\n" +
+	"\x12CATCH_UP_PHASE_LOG\x10\x04*\x82\x01\n" +
 	"\vOptionState\x12\x1c\n" +
 	"\x18OPTION_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14OPTION_STATE_APPLIED\x10\x01\x12 \n" +
@@ -1495,50 +2248,71 @@ func file_flare_agent_v1_types_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_types_proto_rawDescData
 }
 
-var file_flare_agent_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_flare_agent_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_flare_agent_v1_types_proto_goTypes = []any{
 	(Role)(0),                     // 0: flare.agent.v1.Role
 	(State)(0),                    // 1: flare.agent.v1.State
 	(Tier)(0),                     // 2: flare.agent.v1.Tier
-	(OptionState)(0),              // 3: flare.agent.v1.OptionState
-	(*Lsn)(nil),                   // 4: flare.agent.v1.Lsn
-	(*ReplicaStatus)(nil),         // 5: flare.agent.v1.ReplicaStatus
-	(*CatchUp)(nil),               // 6: flare.agent.v1.CatchUp
-	(*CatchUpCounts)(nil),         // 7: flare.agent.v1.CatchUpCounts
-	(*NodeStatus)(nil),            // 8: flare.agent.v1.NodeStatus
-	(*ClusterReplication)(nil),    // 9: flare.agent.v1.ClusterReplication
-	(*ClusterDump)(nil),           // 10: flare.agent.v1.ClusterDump
-	(*ExpirySweep)(nil),           // 11: flare.agent.v1.ExpirySweep
-	(*OrphanProgress)(nil),        // 12: flare.agent.v1.OrphanProgress
-	(*OptionStatus)(nil),          // 13: flare.agent.v1.OptionStatus
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(CatchUpPhase)(0),             // 3: flare.agent.v1.CatchUpPhase
+	(OptionState)(0),              // 4: flare.agent.v1.OptionState
+	(*Lsn)(nil),                   // 5: flare.agent.v1.Lsn
+	(*ReplicaStatus)(nil),         // 6: flare.agent.v1.ReplicaStatus
+	(*CatchUpProgress)(nil),       // 7: flare.agent.v1.CatchUpProgress
+	(*CatchUp)(nil),               // 8: flare.agent.v1.CatchUp
+	(*CatchUpCounts)(nil),         // 9: flare.agent.v1.CatchUpCounts
+	(*LogStatus)(nil),             // 10: flare.agent.v1.LogStatus
+	(*NodeStatus)(nil),            // 11: flare.agent.v1.NodeStatus
+	(*ClusterReplication)(nil),    // 12: flare.agent.v1.ClusterReplication
+	(*ClusterDump)(nil),           // 13: flare.agent.v1.ClusterDump
+	(*ExpirySweep)(nil),           // 14: flare.agent.v1.ExpirySweep
+	(*OrphanProgress)(nil),        // 15: flare.agent.v1.OrphanProgress
+	(*BackupProgress)(nil),        // 16: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                // 17: flare.agent.v1.Backup
+	(*ResyncProgress)(nil),        // 18: flare.agent.v1.ResyncProgress
+	(*OptionStatus)(nil),          // 19: flare.agent.v1.OptionStatus
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_flare_agent_v1_types_proto_depIdxs = []int32{
-	4,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
-	14, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
+	5,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
+	20, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
 	2,  // 2: flare.agent.v1.ReplicaStatus.tier:type_name -> flare.agent.v1.Tier
-	2,  // 3: flare.agent.v1.CatchUp.tier:type_name -> flare.agent.v1.Tier
-	4,  // 4: flare.agent.v1.CatchUp.master_lsn:type_name -> flare.agent.v1.Lsn
-	15, // 5: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 6: flare.agent.v1.NodeStatus.role:type_name -> flare.agent.v1.Role
-	1,  // 7: flare.agent.v1.NodeStatus.state:type_name -> flare.agent.v1.State
-	4,  // 8: flare.agent.v1.NodeStatus.lsn:type_name -> flare.agent.v1.Lsn
-	5,  // 9: flare.agent.v1.NodeStatus.replicas:type_name -> flare.agent.v1.ReplicaStatus
-	6,  // 10: flare.agent.v1.NodeStatus.catch_up:type_name -> flare.agent.v1.CatchUp
-	7,  // 11: flare.agent.v1.NodeStatus.catch_up_counts:type_name -> flare.agent.v1.CatchUpCounts
-	11, // 12: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
-	9,  // 13: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
-	4,  // 14: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
-	14, // 15: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
-	10, // 16: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
-	3,  // 17: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	7,  // 3: flare.agent.v1.ReplicaStatus.progress:type_name -> flare.agent.v1.CatchUpProgress
+	3,  // 4: flare.agent.v1.CatchUpProgress.phase:type_name -> flare.agent.v1.CatchUpPhase
+	2,  // 5: flare.agent.v1.CatchUpProgress.tier:type_name -> flare.agent.v1.Tier
+	21, // 6: flare.agent.v1.CatchUpProgress.since:type_name -> google.protobuf.Timestamp
+	20, // 7: flare.agent.v1.CatchUpProgress.eta:type_name -> google.protobuf.Duration
+	2,  // 8: flare.agent.v1.CatchUp.tier:type_name -> flare.agent.v1.Tier
+	5,  // 9: flare.agent.v1.CatchUp.master_lsn:type_name -> flare.agent.v1.Lsn
+	7,  // 10: flare.agent.v1.CatchUp.progress:type_name -> flare.agent.v1.CatchUpProgress
+	21, // 11: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
+	0,  // 12: flare.agent.v1.NodeStatus.role:type_name -> flare.agent.v1.Role
+	1,  // 13: flare.agent.v1.NodeStatus.state:type_name -> flare.agent.v1.State
+	5,  // 14: flare.agent.v1.NodeStatus.lsn:type_name -> flare.agent.v1.Lsn
+	6,  // 15: flare.agent.v1.NodeStatus.replicas:type_name -> flare.agent.v1.ReplicaStatus
+	8,  // 16: flare.agent.v1.NodeStatus.catch_up:type_name -> flare.agent.v1.CatchUp
+	9,  // 17: flare.agent.v1.NodeStatus.catch_up_counts:type_name -> flare.agent.v1.CatchUpCounts
+	14, // 18: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
+	12, // 19: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
+	10, // 20: flare.agent.v1.NodeStatus.log:type_name -> flare.agent.v1.LogStatus
+	5,  // 21: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
+	20, // 22: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
+	13, // 23: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
+	20, // 24: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
+	17, // 25: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
+	21, // 26: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
+	5,  // 27: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
+	7,  // 28: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
+	5,  // 29: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
+	5,  // 30: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
+	2,  // 31: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
+	4,  // 32: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_types_proto_init() }
@@ -1546,14 +2320,15 @@ func file_flare_agent_v1_types_proto_init() {
 	if File_flare_agent_v1_types_proto != nil {
 		return
 	}
-	file_flare_agent_v1_types_proto_msgTypes[4].OneofWrappers = []any{}
+	file_flare_agent_v1_types_proto_msgTypes[6].OneofWrappers = []any{}
+	file_flare_agent_v1_types_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_types_proto_rawDesc), len(file_flare_agent_v1_types_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   10,
+			NumEnums:      5,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
