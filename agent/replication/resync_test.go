@@ -137,12 +137,12 @@ func TestProgressOfACopy(t *testing.T) {
 	began := time.Now()
 	b.follow(a)
 	middle := func(p Progress) bool {
-		return p.Phase == PhaseCopy && p.BytesDone > p.BytesTotal/4 && p.BytesDone < p.BytesTotal && p.ETA >= 0
+		return p.Phase == PhaseCopy && p.BytesDone > p.BytesTotal/2 && p.BytesDone < p.BytesTotal && p.ETA >= 0
 	}
 	check := func(name string, p Progress) {
 		t.Helper()
 		if p.Tier != history.TierCheckpoint || p.Reason != "empty" || p.Since.Before(began) || p.BytesTotal < 24*64<<10 ||
-			p.Rate < rate/2 || p.Rate > rate*3/2 {
+			p.Rate < rate/2 || p.Rate > 2*rate {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}
