@@ -29,6 +29,9 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 	num("oldest_lsn", st.OldestIndex)
 	num("wal_files", uint64(st.WALFiles))
 	num("wal_bytes", uint64(st.WALBytes))
+	num("wal_overdue_bytes", uint64(st.OverdueBytes))
+	num("wal_given_up_files", st.GivenUpLogs)
+	str("wal_given_up_reason", st.GivenUpReason)
 	num("wal_sync_success", counts.wal)
 	num("wal_fallback_to_dump", counts.fallbacks)
 	num("wal_sync_lsn_purged", counts.purged)
@@ -44,21 +47,11 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 	if held.held {
 		for _, r := range s.replicas() {
 			num("replica_"+r.Key+"_lag_batches", r.LagBatches)
-			num("replica_"+r.Key+"_lag_bytes", lagBytes(st, r.LagBatches))
+			num("replica_"+r.Key+"_lag_bytes", r.LagBytes)
 			str("replica_"+r.Key+"_lag_seconds", strconv.FormatFloat(r.Lag.Seconds(), 'f', 3, 64))
 		}
 	}
 	return dst
-}
-
-// lagBytes estimates how many bytes of the log so many batches at its end are, from
-// the batches and bytes that are retained.
-func lagBytes(st storage.Stats, batches uint64) uint64 {
-	retained := st.LSN.Index + 1 - min(st.OldestIndex, st.LSN.Index+1)
-	if batches == 0 || retained == 0 {
-		return 0
-	}
-	return uint64(float64(min(batches, retained)) / float64(retained) * float64(st.WALBytes))
 }
 
 // countedItems is up to how many records are counted; RocksDB's estimate, which is

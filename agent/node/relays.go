@@ -359,7 +359,8 @@ func (s *Server) replicas() []replication.ReplicaStatus {
 	for _, r := range s.relays.slaves() {
 		st := r.Status()
 		list = append(list, replication.ReplicaStatus{
-			Key: st.Peer, Connected: st.Connected, Acked: st.Acked, LagBatches: st.QueuedBatches, Lag: st.Lag,
+			Key: st.Peer, Connected: st.Connected, Acked: st.Acked, LagBatches: st.QueuedBatches,
+			LagBytes: uint64(st.QueuedBytes), Lag: st.Lag,
 		})
 	}
 	return list

@@ -31,6 +31,7 @@ type roleKeeper struct {
 	excluded func(node string) bool
 
 	stepMu sync.Mutex // held while roles change
+	homes  homes      // guarded by stepMu
 
 	mu       sync.Mutex
 	leaving  bool
@@ -74,7 +75,9 @@ func (k *roleKeeper) run(ctx context.Context) {
 func (k *roleKeeper) step(ctx context.Context) time.Duration {
 	k.stepMu.Lock()
 	defer k.stepMu.Unlock()
-	d := dutyOf(k.maps.table())
+	t := k.maps.table()
+	d := dutyOf(t)
+	k.homes.note(t)
 	switch d.kind {
 	case dutyMaster:
 		return k.lead(ctx, d)
@@ -85,6 +88,9 @@ func (k *roleKeeper) step(ctx context.Context) time.Duration {
 	default:
 		k.stopCatcher()
 		k.resign("no_duty")
+		if t != nil {
+			k.db.KeepFor(nil)
+		}
 	}
 	return 0
 }
@@ -129,6 +135,9 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 	k.tenure = tenure{held: true, partition: d.partition, granted: d.epoch, epoch: p.epoch}
 	k.mu.Unlock()
 	k.source.Lead(p.epoch, k.streaming(d.members))
+	if err := k.source.Expect(k.homes.away(d.partition), k.homes.mayCome(d.partition)); err != nil {
+		k.logger.Warn("cannot tell how much log to keep for replicas", "error", err)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.leaving {

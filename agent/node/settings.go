@@ -185,6 +185,7 @@ func (s *Server) apply(o options.Options) {
 	}
 	s.db.SetSyncWrites(o.RocksDB.SyncWrites)
 	s.db.SetRetention(time.Duration(o.RocksDB.WALTTLSeconds)*time.Second, o.RocksDB.WALSizeLimitMB<<20)
+	s.db.SetReplicaRetention(o.RocksDB.WALReplicaLimitMB << 20)
 	s.db.SetMaxBatchBytes(int(o.RocksDB.WALMaxBatchBytes))
 	s.watcher.set(o.TimeWatcher)
 	s.sweeper.changed()

@@ -97,6 +97,7 @@ type ClusterReplication struct {
 type RocksDB struct {
 	WALTTLSeconds          int64
 	WALSizeLimitMB         int64 // 0 for no limit
+	WALReplicaLimitMB      int64 // 0: nothing beyond WALTTLSeconds for replicas
 	SyncWrites             bool
 	ResyncFailureThreshold int
 	WALMaxBatchBytes       int64
@@ -123,6 +124,7 @@ func Default() Options {
 		RecordCacheSizeMB:   64,
 		RocksDB: RocksDB{
 			WALTTLSeconds:          3 * 60 * 60,
+			WALReplicaLimitMB:      4096,
 			ResyncFailureThreshold: 3,
 			WALMaxBatchBytes:       1 << 20,
 			WALSyncInterval:        500 * time.Millisecond,

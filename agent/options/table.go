@@ -116,6 +116,8 @@ var table = []spec{
 		func(o *Options) *int64 { return &o.RocksDB.WALTTLSeconds }, 1),
 	number("rocksdb-wal-size-limit-mb", "MiB", 0, 1<<24, live, "size of finished write-ahead logs that are kept, oldest dropped first; 0: no limit",
 		func(o *Options) *int64 { return &o.RocksDB.WALSizeLimitMB }, 1),
+	number("rocksdb-wal-replica-limit-mb", "MiB", 0, 1<<24, live, "size of finished write-ahead logs up to which they are kept beyond rocksdb-wal-ttl-seconds for a node of the partition that lacks them and is behind or away; rocksdb-wal-size-limit-mb, where it is smaller, goes before it; with too little free space nothing is kept for it; 0: it is kept for nobody",
+		func(o *Options) *int64 { return &o.RocksDB.WALReplicaLimitMB }, 1),
 	boolean("rocksdb-sync-writes", live, "whether each commit waits for the disk",
 		func(o *Options) *bool { return &o.RocksDB.SyncWrites }),
 	number("rocksdb-resync-failure-threshold", "failures", 1, 1000, live, "consecutive failures to catch up from the master's log after which the database is copied",

@@ -44,6 +44,8 @@ type FollowerConfig struct {
 	// GiveUp is told of every attempt that failed: the how manieth it is since one
 	// succeeded, and how long ago the first of them was. May be nil.
 	GiveUp func(ctx context.Context, failures int, since time.Duration)
+	// Refusals counts what the master is refused for; may be nil.
+	Refusals *Refusals
 
 	Logger *slog.Logger
 }
@@ -153,6 +155,7 @@ func (f *Follower) Run(ctx context.Context) error {
 			continue
 		}
 		reason := reasonOf(err)
+		f.cfg.Refusals.note(err)
 		f.update(func(s *FollowerStatus) {
 			s.Connected, s.Waiting, s.BytesDone, s.BytesTotal, s.RecordsDone = false, "", 0, 0, 0
 			s.ErrorReason, s.Error = reason, err.Error()
@@ -271,7 +274,7 @@ func (s *session) run() error {
 	s.interval = time.Duration(st.interval) * time.Millisecond
 	s.timeout = time.Duration(st.timeout) * time.Millisecond
 	if s.interval <= 0 || s.timeout <= s.interval {
-		return &Error{"protocol_error", fmt.Errorf("%w: interval %v and timeout %v", errBadFrame, s.interval, s.timeout)}
+		return refuse(refusedFields, "%w: interval %v and timeout %v", errBadFrame, s.interval, s.timeout)
 	}
 	s.in.patience = s.timeout
 	s.failures = 0
@@ -336,9 +339,9 @@ func (s *session) handshake() (start, error) {
 		return start{}, &Error{reasonNotSupported, errors.New("handshake: master cannot stream its log")}
 	case "SERVER_ERROR":
 		reason, _, _ := strings.Cut(rest, " ")
-		return start{}, &Error{reason, fmt.Errorf("handshake: master refuses: %s", rest)}
+		return start{}, &Error{strings.TrimSuffix(reason, ":"), fmt.Errorf("handshake: master refuses: %s", rest)}
 	default:
-		return start{}, &Error{"protocol_error", fmt.Errorf("handshake: unexpected answer %q", word)}
+		return start{}, refuse(refusedUnexpected, "handshake: unexpected answer %q", word)
 	}
 	w := bufio.NewWriter(s.conn)
 	want := s.wants()
@@ -358,23 +361,32 @@ func (s *session) handshake() (start, error) {
 	switch t {
 	case frameStart:
 		st, err := decodeStart(payload)
-		if err == nil && st.tier != history.TierWAL && st.tier != history.TierCheckpoint {
-			err = fmt.Errorf("%w: unknown tier %d", errBadFrame, st.tier)
-		}
-		if err != nil {
-			return start{}, &Error{"protocol_error", fmt.Errorf("handshake: %w", err)}
+		switch {
+		case err != nil:
+			return start{}, fmt.Errorf("handshake: %w", err)
+		case st.tier == history.TierWAL:
+			// Batches do not name their history.
+			if !pos.Empty() && st.history != pos.History {
+				return start{}, refuse(refusedHistory, "handshake: log of history %s is to follow %v of %s", st.history, pos.LSN, pos.History)
+			}
+		case st.tier != history.TierCheckpoint:
+			return start{}, refuse(refusedFields, "handshake: %w: unknown tier %d", errBadFrame, st.tier)
 		}
 		return st, nil
 	case frameError:
-		return start{}, refusedBy(payload)
+		err := refusedBy(payload)
+		if reasonOf(err) == refusedFuture {
+			s.countUnusable(1)
+		}
+		return start{}, err
 	}
-	return start{}, &Error{"protocol_error", fmt.Errorf("handshake: %w: unexpected %v", errBadFrame, t)}
+	return start{}, fmt.Errorf("handshake: %w", unexpected(t))
 }
 
 func refusedBy(payload []byte) error {
 	r, err := decodeRefusal(payload)
 	if err != nil {
-		return &Error{"protocol_error", err}
+		return err
 	}
 	return &Error{r.reason, fmt.Errorf("master refuses: %s", r.message)}
 }
@@ -418,7 +430,9 @@ func (s *session) receiveCopy() error {
 		} else if handled {
 			continue
 		}
-		if err := c.frame(t, payload); err != nil {
+		if err := c.frame(t, payload); errors.Is(err, errBadCopy) {
+			return refuse(refusedCopy, "receive checkpoint: %w", err)
+		} else if err != nil {
 			return &Error{"copy_failed", fmt.Errorf("receive checkpoint: %w", err)}
 		}
 		s.update(func(fs *FollowerStatus) {
@@ -451,16 +465,23 @@ func (s *session) common(t frameType, payload []byte) (bool, error) {
 	case frameHeartbeat:
 		h, err := decodeHeartbeat(payload)
 		if err != nil {
-			return false, &Error{"protocol_error", err}
+			return false, err
 		}
 		s.update(func(fs *FollowerStatus) { fs.MasterLSN, fs.MasterAt = h.lsn, time.Unix(0, h.at) })
 		return true, nil
 	case frameNotice:
 		notice, err := decodeString(t, payload)
 		if err != nil {
-			return false, &Error{"protocol_error", err}
+			return false, err
 		}
 		s.update(func(fs *FollowerStatus) { fs.Waiting = notice })
+		return true, nil
+	case frameLacking:
+		lacking, err := decodeLacking(payload)
+		if err != nil {
+			return false, err
+		}
+		s.db.KeepFor(lacking)
 		return true, nil
 	case frameError:
 		return false, refusedBy(payload)
@@ -496,8 +517,11 @@ func (s *session) stream() error {
 			clear(batches)
 			if err != nil {
 				// What the master sends does not fit; anything else is our own trouble.
-				if errors.Is(err, history.ErrGap) || errors.Is(err, history.ErrDamaged) || errors.Is(err, history.ErrDiverged) {
-					s.countUnusable(1)
+				for _, known := range unusable {
+					if errors.Is(err, known.err) {
+						s.countUnusable(1)
+						return refuse(known.reason, "stream: %w", err)
+					}
 				}
 				return &Error{"apply_failed", fmt.Errorf("stream: %w", err)}
 			}
@@ -507,15 +531,21 @@ func (s *session) stream() error {
 		case frameInSync:
 			g, err := decodeInSync(payload)
 			if err != nil {
-				return &Error{"protocol_error", err}
+				return err
 			}
 			s.measure(func(c *catchUp, _ time.Time) { c.end() })
 			s.claimInSync(g)
 		default:
-			return &Error{"protocol_error", fmt.Errorf("stream: %w: unexpected %v", errBadFrame, t)}
+			return fmt.Errorf("stream: %w", unexpected(t))
 		}
 	}
 }
+
+// unusable are the errors of a batch that does not fit.
+var unusable = []struct {
+	err    error
+	reason string
+}{{history.ErrGap, refusedGap}, {history.ErrDamaged, refusedBatch}, {history.ErrDiverged, refusedEpoch}}
 
 func (s *session) setApplied(lsn topology.LSN) {
 	s.amu.Lock()

@@ -34,11 +34,12 @@ const (
 	frameCheckpointDone                       // empty
 	frameNotice                               // string: what the replica has to wait for
 	frameError                                // refusal; the connection ends
+	frameLacking                              // indexes, ascending: who may come for the log lacks it from there on
 	frameEnd
 )
 
 var frameNames = [frameEnd]string{"", "HELLO", "START", "BATCH", "HEARTBEAT", "ACK", "ALIVE", "IN_SYNC",
-	"CHECKPOINT_BEGIN", "FILE_BEGIN", "FILE_DATA", "FILE_END", "CHECKPOINT_DONE", "NOTICE", "ERROR"}
+	"CHECKPOINT_BEGIN", "FILE_BEGIN", "FILE_DATA", "FILE_END", "CHECKPOINT_DONE", "NOTICE", "ERROR", "LACKING"}
 
 func (t frameType) String() string {
 	if t == 0 || t >= frameEnd {
@@ -49,11 +50,24 @@ func (t frameType) String() string {
 
 const (
 	frameHeaderSize = 9
-	// maxFrame bounds a payload; a batch is about as large as the largest value.
-	maxFrame = 1 << 30
+	// maxFrame bounds every payload; a batch is about as large as the largest value.
+	maxFrame = 1<<30 + 1<<20
 	// frameChunk is how much memory a length is trusted for before its bytes arrive.
 	frameChunk = 1 << 20
 )
+
+// maxPayload bounds the payload of a frame, before any of it is read.
+func maxPayload(t frameType) int {
+	switch t {
+	case frameBatch:
+		return maxFrame
+	case frameHello, frameLacking, frameFileData:
+		return 1 << 20
+	case frameCheckpointBegin:
+		return 64 << 20
+	}
+	return 64 << 10
+}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -65,8 +79,8 @@ func frameCRC(t frameType, payload []byte) uint32 {
 
 // writeFrame writes a frame. It needs no lock only if there is one writer.
 func writeFrame(w io.Writer, t frameType, payload []byte) error {
-	if len(payload) > maxFrame {
-		return fmt.Errorf("%v of %d bytes, want at most %d", t, len(payload), maxFrame)
+	if most := maxPayload(t); len(payload) > most {
+		return fmt.Errorf("%v of %d bytes, want at most %d", t, len(payload), most)
 	}
 	var h [frameHeaderSize]byte
 	binary.BigEndian.PutUint32(h[:], uint32(len(payload)))
@@ -87,10 +101,10 @@ func readFrame(r *bufio.Reader) (frameType, []byte, error) {
 	}
 	n, t := int(binary.BigEndian.Uint32(h[:])), frameType(h[4])
 	if t == 0 || t >= frameEnd {
-		return 0, nil, fmt.Errorf("%w: unknown type %d", errBadFrame, h[4])
+		return 0, nil, refuse(refusedUnknown, "%w: unknown type %d", errBadFrame, h[4])
 	}
-	if n > maxFrame {
-		return 0, nil, fmt.Errorf("%w: %v of %d bytes, want at most %d", errBadFrame, t, n, maxFrame)
+	if most := maxPayload(t); n > most {
+		return 0, nil, refuse(refusedOversize, "%w: %v of %d bytes, want at most %d", errBadFrame, t, n, most)
 	}
 	payload := make([]byte, 0, min(n, frameChunk))
 	for len(payload) < n {
@@ -101,9 +115,14 @@ func readFrame(r *bufio.Reader) (frameType, []byte, error) {
 		}
 	}
 	if crc := binary.BigEndian.Uint32(h[5:]); crc != frameCRC(t, payload) {
-		return 0, nil, fmt.Errorf("%w: checksum of %v", errBadFrame, t)
+		return 0, nil, refuse(refusedChecksum, "%w: checksum of %v", errBadFrame, t)
 	}
 	return t, payload, nil
+}
+
+// unexpected refuses a frame that does not come at this point.
+func unexpected(t frameType) error {
+	return refuse(refusedUnexpected, "%w: unexpected %v", errBadFrame, t)
 }
 
 func noEOF(err error) error {
@@ -208,6 +227,14 @@ func (f fileBegin) encode() []byte {
 
 func (r refusal) encode() []byte { return appendString(appendString(nil, r.reason), r.message) }
 
+func encodeLacking(indexes []uint64) []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(indexes)))
+	for _, index := range indexes {
+		b = binary.BigEndian.AppendUint64(b, index)
+	}
+	return b
+}
+
 // decoder reads the fields of a payload. After the last one end tells whether
 // all were there.
 type decoder struct {
@@ -252,7 +279,7 @@ func (d *decoder) string() string { return string(d.take(int(d.u32()))) }
 
 func (d *decoder) end(t frameType) error {
 	if d.bad || len(d.rest) > 0 {
-		return fmt.Errorf("%w: fields of %v", errBadFrame, t)
+		return refuse(refusedFields, "%w: fields of %v", errBadFrame, t)
 	}
 	return nil
 }
@@ -262,12 +289,12 @@ func decodeHello(b []byte) (hello, error) {
 	h := hello{partition: int32(d.u32())}
 	want := d.u8()
 	if int(want) >= len(wanted) {
-		return hello{}, fmt.Errorf("%w: %v wants tier number %d", errBadFrame, frameHello, want)
+		return hello{}, refuse(refusedFields, "%w: %v wants tier number %d", errBadFrame, frameHello, want)
 	}
 	h.want = wanted[want]
 	n := int(d.u32())
 	if n < 0 || n > len(d.rest)/16 {
-		return hello{}, fmt.Errorf("%w: lineage of %v", errBadFrame, frameHello)
+		return hello{}, refuse(refusedFields, "%w: lineage of %v", errBadFrame, frameHello)
 	}
 	for range n {
 		h.lineage = append(h.lineage, history.EpochStart{Epoch: d.u64(), Index: d.u64()})
@@ -309,6 +336,19 @@ func decodeFileBegin(b []byte) (fileBegin, error) {
 	d := decoder{rest: b}
 	f := fileBegin{name: d.string(), size: d.u64()}
 	return f, d.end(frameFileBegin)
+}
+
+func decodeLacking(b []byte) ([]uint64, error) {
+	d := decoder{rest: b}
+	n := int(d.u32())
+	if n < 0 || n > len(d.rest)/8 {
+		return nil, refuse(refusedFields, "%w: list of %v", errBadFrame, frameLacking)
+	}
+	list := make([]uint64, n)
+	for i := range list {
+		list[i] = d.u64()
+	}
+	return list, d.end(frameLacking)
 }
 
 func decodeString(t frameType, b []byte) (string, error) {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"reflect"
 	"strings"
@@ -27,12 +28,12 @@ func frames(t testing.TB, list ...any) []byte {
 
 func TestFrames(t *testing.T) {
 	big := bytes.Repeat([]byte("0123456789"), 3*frameChunk/10)
-	data := frames(t, frameAlive, []byte(nil), frameBatch, []byte("batch"), frameFileData, big)
+	data := frames(t, frameAlive, []byte(nil), frameFileData, []byte("data"), frameBatch, big)
 	r := bufio.NewReader(iotest.HalfReader(bytes.NewReader(data)))
 	for _, want := range []struct {
 		t frameType
 		b []byte
-	}{{frameAlive, nil}, {frameBatch, []byte("batch")}, {frameFileData, big}} {
+	}{{frameAlive, nil}, {frameFileData, []byte("data")}, {frameBatch, big}} {
 		got, payload, err := readFrame(r)
 		if err != nil || got != want.t || !bytes.Equal(payload, want.b) {
 			t.Fatalf("%v of %d bytes, %v; want %v", got, len(payload), err, want.t)
@@ -116,6 +117,7 @@ func TestPayloads(t *testing.T) {
 	check("checkpoint", cb, cb.encode(), func(b []byte) (any, error) { return decodeCheckpointBegin(b) })
 	fb := fileBegin{"000012.sst", 1 << 40}
 	check("file", fb, fb.encode(), func(b []byte) (any, error) { return decodeFileBegin(b) })
+	check("lacking", []uint64{1, 1 << 40}, encodeLacking([]uint64{1, 1 << 40}), func(b []byte) (any, error) { return decodeLacking(b) })
 	rf := refusal{"reason", "words"}
 	check("refusal", rf, rf.encode(), func(b []byte) (any, error) { return decodeRefusal(b) })
 	check("position", at(8, 9), appendLSN(nil, at(8, 9)), func(b []byte) (any, error) { return decodeLSN(frameAck, b) })
@@ -132,7 +134,7 @@ func TestFrameNames(t *testing.T) {
 			t.Errorf("frame type %d has no name", ft)
 		}
 	}
-	if s := frameEnd.String(); s != "frame type 15" {
+	if s := frameEnd.String(); s != fmt.Sprint("frame type ", int(frameEnd)) {
 		t.Error(s)
 	}
 }
@@ -154,6 +156,7 @@ func FuzzReadFrame(f *testing.F) {
 			decodeCheckpointBegin(b)
 			decodeFileBegin(b)
 			decodeRefusal(b)
+			decodeLacking(b)
 		}
 	})
 }

@@ -15,6 +15,7 @@
 //	ACK (position)             ->   what it has applied
 //	                           <-   IN_SYNC (epoch, session)
 //	                           <-   HEARTBEAT (position, time)
+//	                           <-   LACKING (what other nodes lack of the log)
 //
 // Both sides send something at least every interval that START names, and give
 // up a connection that was silent for longer than the timeout that it names.
@@ -97,6 +98,10 @@ type Log interface {
 	Snapshot() (history.Snapshot, error)
 	// CommittedAt tells about when a batch was committed; zero if unknown.
 	CommittedAt(index uint64) time.Time
+	// LogBytes returns how many bytes of log lie behind the batch with the index.
+	LogBytes(index uint64) (uint64, error)
+	// KeepFor has the log kept for nodes that lack it from these batches on.
+	KeepFor(lacking []uint64)
 }
 
 // Store is what a replica needs of its database.
@@ -105,4 +110,6 @@ type Store interface {
 	Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error)
 	IncomingDir() (string, error)
 	Replace(dir string) error
+	// KeepFor has the log kept for nodes that lack it from these batches on.
+	KeepFor(lacking []uint64)
 }

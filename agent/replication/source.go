@@ -48,6 +48,8 @@ type SourceConfig struct {
 	// message does not look like a lost peer. May be nil.
 	Interval func() time.Duration
 
+	Refusals *Refusals // counts what replicas are refused for; may be nil
+
 	Logger *slog.Logger
 }
 
@@ -61,6 +63,7 @@ type Source struct {
 
 	mu      sync.Mutex
 	leader  Leader
+	roster  roster    // of who may come for the log
 	waiters []*waiter // ascending by LSN, waiters[:0] first to be served
 	feeds   map[string]*feed
 	lastID  uint64
@@ -140,7 +143,35 @@ func (s *Source) StepDown() {
 		w.answer(ErrNotMaster)
 	}
 	s.waiters = nil
+	s.roster = roster{}
 	s.notify()
+}
+
+// Expect tells which nodes may come for the log, other than those that ask for it,
+// and whether a node still may that is known already. The log is kept for them as
+// long as its limits allow.
+func (s *Source) Expect(nodes []string, possible func(node string) bool) error {
+	oldest, err := s.log.Oldest()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop == nil {
+		return ErrNotMaster
+	}
+	s.roster.expect(nodes, oldest, possible)
+	s.roster.changed = true // of another epoch the log may know something else
+	s.keep()
+	return nil
+}
+
+// keep tells the log what has become known of who lacks it; it needs mu.
+func (s *Source) keep() {
+	if s.roster.changed {
+		s.roster.changed = false
+		s.log.KeepFor(s.roster.lacking(""))
+	}
 }
 
 // Acknowledged tells whether Wait would return nil at once.
@@ -270,6 +301,7 @@ func (s *Source) tick(ctx context.Context, now time.Time) {
 	if len(s.waiters) > 0 {
 		oldest, since = s.waiters[0].lsn, s.waiters[0].since
 	}
+	s.keep()
 	s.leader.Committed(head)
 	for _, e := range s.leader.Tick(now, timeout, oldest, since) {
 		if e.Behind != nil {
@@ -325,6 +357,7 @@ type ReplicaStatus struct {
 	InSync     bool // writes wait for it
 	Acked      topology.LSN
 	LagBatches uint64
+	LagBytes   uint64        // of log behind Acked
 	Lag        time.Duration // age of the oldest batch it lacks
 	Tier       history.Tier  // of its last catch-up
 	Reason     string        // of that tier
@@ -336,7 +369,18 @@ type ReplicaStatus struct {
 // Replicas returns the status of all replicas, sorted by key.
 func (s *Source) Replicas() []ReplicaStatus {
 	head := s.log.Position().LSN
-	now := time.Now()
+	list := s.members(head, time.Now())
+	for i := range list {
+		if r := &list[i]; r.LagBatches > 0 {
+			// An error means that the log cannot be read, which the streams will tell.
+			r.LagBytes, _ = s.log.LogBytes(r.Acked.Index)
+		}
+	}
+	return list
+}
+
+// members returns what the leader and the streams know of the replicas.
+func (s *Source) members(head topology.LSN, now time.Time) []ReplicaStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := make([]ReplicaStatus, 0, len(s.leader.members))
@@ -412,6 +456,9 @@ func (s *Source) Serve(ctx context.Context, conn Conn, req FollowRequest) error 
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
+	if reason, bad := s.cfg.Refusals.note(err); bad {
+		log.Warn("refused what a replica sent", "reason", reason, "err", err)
+	}
 	var refused *Error
 	if errors.As(err, &refused) || errors.Is(err, ErrNotMaster) {
 		// Best effort, if the connection is still there: the follower learns why.
@@ -434,7 +481,7 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 		return fmt.Errorf("handshake: %w", err)
 	}
 	if t != frameHello {
-		return fmt.Errorf("handshake: %w: %v, want %v", errBadFrame, t, frameHello)
+		return fmt.Errorf("handshake: %w, want %v", unexpected(t), frameHello)
 	}
 	h, err := decodeHello(payload)
 	if err != nil {
@@ -443,7 +490,7 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 
 	pos := s.log.Position()
 	if pos.Partition != req.Partition {
-		return &Error{"wrong_partition", fmt.Errorf("partition %d is asked for, this node has %d", req.Partition, pos.Partition)}
+		return refuse(refusedPartition, "partition %d is asked for, this node has %d", req.Partition, pos.Partition)
 	}
 	f, err := s.connect(req.Self, cancel)
 	if err != nil {
@@ -457,6 +504,9 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 		return err
 	}
 	tier, reason := history.Choose(pos, oldest, peer, h.want == history.TierCheckpoint)
+	if tier == history.TierNone && reason == refusedFuture {
+		return refuse(reason, "replica is at %v, this node at %v, and nobody else writes this epoch", peer.LSN, pos.LSN)
+	}
 	if tier == history.TierNone {
 		return &Error{reason, fmt.Errorf("replica is at %v, this node at %v: a newer master must exist", peer.LSN, pos.LSN)}
 	}
@@ -501,7 +551,7 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 	}()
 
 	from := peer.LSN
-	sender := &sender{s: s, ctx: ctx, w: w, patience: timeout}
+	sender := &sender{s: s, key: f.key, ctx: ctx, w: w, patience: timeout}
 	release := func() {}
 	if tier == history.TierCheckpoint {
 		snap, err := sender.copy(f, log)
@@ -560,12 +610,13 @@ func (s *Source) setTier(f *feed, tier history.Tier, reason string) {
 // has nothing until it says so.
 func (s *Source) streams(f *feed, tier history.Tier, from topology.LSN) {
 	snapshot := from
-	if tier == history.TierCheckpoint {
-		from = topology.LSN{}
-	}
 	head := s.log.Position().LSN
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.roster.at(f.key, snapshot.Index)
+	if tier == history.TierCheckpoint {
+		from = topology.LSN{}
+	}
 	s.leader.Committed(head)
 	f.up.log(time.Now(), snapshot.Index, head.Index)
 	f.target = head.Index
@@ -591,11 +642,16 @@ func (s *Source) receive(r *bufio.Reader, f *feed) error {
 				return fmt.Errorf("receive: %w", err)
 			}
 			pos := s.log.Position()
-			if pos.Locate(lsn) != history.Same {
-				return fmt.Errorf("receive: %v of %v, which is not of this log at %v", t, lsn, pos.LSN)
+			switch pos.Locate(lsn) {
+			case history.Same:
+			case history.Diverged:
+				return refuse(refusedDiverged, "receive: %v of %v, which is not of this log at %v", t, lsn, pos.LSN)
+			default:
+				return refuse(refusedFuture, "receive: %v of %v, this log is at %v", t, lsn, pos.LSN)
 			}
 			s.mu.Lock()
 			f.acked = lsn
+			s.roster.at(f.key, lsn.Index)
 			s.leader.Committed(pos.LSN)
 			s.perform(s.leader.Ack(f.key, f.id, lsn, time.Now()))
 			s.settle()
@@ -604,7 +660,7 @@ func (s *Source) receive(r *bufio.Reader, f *feed) error {
 			s.mu.Unlock()
 			f.poke()
 		default:
-			return fmt.Errorf("receive: %w: unexpected %v", errBadFrame, t)
+			return fmt.Errorf("receive: %w", unexpected(t))
 		}
 	}
 }
@@ -612,12 +668,14 @@ func (s *Source) receive(r *bufio.Reader, f *feed) error {
 // sender is the only one who writes to a follower.
 type sender struct {
 	s        *Source
+	key      string // of the follower
 	ctx      context.Context
 	w        *bufio.Writer
 	patience time.Duration // what the follower was told to wait for a sign of life
 	limit    limiter
 	beat     time.Time // last heartbeat between batches
 	sent     uint64    // bytes of batches
+	lacking  []uint64  // as the follower was told
 }
 
 func (c *sender) send(t frameType, payload []byte) error {
@@ -631,8 +689,18 @@ func (c *sender) send(t frameType, payload []byte) error {
 // but what this follower was told holds for the stream.
 func (c *sender) interval() time.Duration { return min(c.s.interval(), c.patience/4) }
 
-// heartbeat tells the position and that we are alive.
+// heartbeat tells the position and that we are alive, and who lacks which log: the
+// follower may be the next to be asked for it.
 func (c *sender) heartbeat() error {
+	c.s.mu.Lock()
+	lacking := c.s.roster.lacking(c.key)
+	c.s.mu.Unlock()
+	if !slices.Equal(lacking, c.lacking) {
+		c.lacking = lacking
+		if err := c.send(frameLacking, encodeLacking(lacking)); err != nil {
+			return err
+		}
+	}
 	if err := c.send(frameHeartbeat, heartbeat{c.s.log.Position().LSN, time.Now().UnixNano()}.encode()); err != nil {
 		return err
 	}

@@ -211,7 +211,7 @@ func (c *copyReceiver) frame(t frameType, payload []byte) error {
 		c.finished = true
 		return nil
 	}
-	return fmt.Errorf("%w: unexpected %v", errBadFrame, t)
+	return unexpected(t)
 }
 
 func (c *copyReceiver) beginFile(payload []byte) error {

@@ -438,6 +438,7 @@ func (db *DB) write(data []byte, sync bool) error {
 			db.fsyncs.Add(1)
 		}
 		db.unchecked += int64(len(data))
+		db.written += uint64(len(data))
 		return nil
 	}
 	if errors.Is(err, ErrClosed) {
@@ -501,6 +502,9 @@ func (db *DB) checkSpace(now time.Time) error {
 	free, err := db.freeSpace(db.opts.Dir)
 	if err != nil {
 		return db.fail(fmt.Errorf("%w: free space of %s: %w", ErrWriteFailed, db.opts.Dir, err))
+	}
+	if free < db.keepFree() && db.overdue.Load() > 0 {
+		db.lookAtLogs()
 	}
 	if free < db.opts.MinFree {
 		return db.fail(fmt.Errorf("%w: %d bytes in %s, want %d", ErrDiskFull, free, db.opts.Dir, db.opts.MinFree))

@@ -18,6 +18,10 @@ type Stats struct {
 	WALBytes      int64
 	Archived      int   // of WALFiles
 	ArchivedBytes int64 // of WALBytes
+	OverdueBytes  int64 // of ArchivedBytes: kept beyond their age for who lacks them
+
+	GivenUpLogs   uint64 // log files deleted although somebody lacked them, since the start
+	GivenUpReason string // of the last one
 
 	Cache CacheStats
 
@@ -34,6 +38,12 @@ func (db *DB) Stats() (Stats, error) {
 		Batches:     db.batches.Load(),
 		Fsyncs:      db.fsyncs.Load(),
 		WriteErrors: db.writeErrors.Load(),
+
+		OverdueBytes: db.overdue.Load(),
+		GivenUpLogs:  db.givenUp.Load(),
+	}
+	if why := db.givenWhy.Load(); why != nil {
+		s.GivenUpReason = *why
 	}
 	err := db.use(func(e *engine) error {
 		s.Keys = e.dataProperty("rocksdb.estimate-num-keys")

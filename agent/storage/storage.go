@@ -85,10 +85,13 @@ type Checkpoint = history.Checkpoint
 type Options struct {
 	Dir string // data directory, created if missing
 
-	SyncWrites    bool          // fsync every batch before it counts as committed
-	WALTTL        time.Duration // how long finished logs are retained, 0 for any time
-	WALSizeLimit  int64         // bytes of finished logs that are retained, 0 for any number
-	MaxBatchBytes int           // of records grouped into one batch, default 1 MiB
+	SyncWrites   bool          // fsync every batch before it counts as committed
+	WALTTL       time.Duration // how long finished logs are retained, 0 for any time
+	WALSizeLimit int64         // bytes of finished logs that are retained, 0 for any number
+	// WALReplicaLimit is up to how many bytes of finished logs are kept beyond
+	// WALTTL for who lacks them (see KeepFor), 0 for none.
+	WALReplicaLimit int64
+	MaxBatchBytes   int // of records grouped into one batch, default 1 MiB
 
 	RecordCache  int64 // bytes of hot records kept in memory, 0 for none
 	BlockCache   int64 // bytes, default 64 MiB
@@ -156,6 +159,7 @@ type DB struct {
 	retryAt   time.Time // when to look whether failure is over
 	checkedAt time.Time // when free space was looked at
 	unchecked int64     // bytes written since
+	written   uint64    // bytes of all batches that were written
 	freeSpace func(dir string) (int64, error)
 	failWrite func() error // tests make writes fail with it
 
@@ -167,6 +171,7 @@ type DB struct {
 	pos        Position
 	generation uint64 // changes when the log is another one
 	commits    commitTimes
+	sizes      batchSizes
 
 	committed atomic.Uint64 // pos.LSN.Index
 	moved     notifier      // after pos or generation changed, and on close
@@ -174,9 +179,13 @@ type DB struct {
 	tombs tombstones
 	cache *recordCache // nil for none
 
-	walMu  sync.Mutex // held while archived logs are deleted or must not be
-	wals   walIndex
-	policy retention
+	walMu    sync.Mutex // held while archived logs are deleted or must not be
+	wals     walIndex
+	policy   retention
+	lacking  atomic.Pointer[[]uint64] // see KeepFor
+	overdue  atomic.Int64             // bytes of log kept beyond their age when it was last looked at
+	givenUp  atomic.Uint64            // log files deleted although somebody lacked them
+	givenWhy atomic.Pointer[string]   // reason of the last one
 
 	watch atomic.Pointer[accessWatch] // nil while nobody watches
 
@@ -207,6 +216,7 @@ func Open(o Options) (*DB, error) {
 	db.syncWrites.Store(o.SyncWrites)
 	db.SetMaxBatchBytes(o.MaxBatchBytes)
 	db.SetRetention(o.WALTTL, o.WALSizeLimit)
+	db.SetReplicaRetention(o.WALReplicaLimit)
 
 	var err error
 	if db.lock, err = lockDir(o.Dir); err != nil {
@@ -216,6 +226,9 @@ func Open(o Options) (*DB, error) {
 	err = removeLeftovers(o.Dir)
 	if err == nil {
 		err = db.openCurrent()
+	}
+	if err == nil {
+		err = db.keepAll()
 	}
 	if err != nil {
 		db.lock.Close()
@@ -375,6 +388,7 @@ func (db *DB) publish(p Position) {
 	db.posMu.Lock()
 	db.pos = p
 	db.commits.add(p.LSN.Index, now)
+	db.sizes.add(p.LSN.Index, db.written)
 	db.posMu.Unlock()
 	db.committed.Store(p.LSN.Index)
 	db.moved.broadcast()

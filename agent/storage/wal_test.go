@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/flarekv/flare/proto/topology"
 )
@@ -252,41 +251,5 @@ func TestFirstLSN(t *testing.T) {
 		if err != nil || ok != tt.ok || ok && got != lsn {
 			t.Errorf("%s: %v %v %v", name, got, ok, err)
 		}
-	}
-}
-
-func TestExpired(t *testing.T) {
-	now := time.Unix(10000, 0)
-	file := func(age, size int64, first uint64, live bool) startWAL {
-		return startWAL{walFile{mtime: now.Add(-time.Duration(age) * time.Second).UnixNano(), size: size, live: live}, topology.LSN{Index: first}}
-	}
-	files := []startWAL{file(100, 10, 1, false), file(80, 10, 11, false), file(60, 10, 0, false), file(40, 10, 21, false), file(0, 10, 31, true)}
-	const none = time.Duration(0)
-	for _, tt := range []struct {
-		name  string
-		ttl   time.Duration
-		bytes int64
-		held  uint64
-		want  int
-	}{
-		{"no limits", none, 0, 0, 0},
-		{"age", 70 * time.Second, 0, 0, 2},
-		{"exact age stays", 80 * time.Second, 0, 0, 1},
-		{"everything old, but not the living", time.Second, 0, 0, 4},
-		{"size", none, 25, 0, 2},
-		{"exact size", none, 30, 0, 1},
-		{"the stricter of both", 70 * time.Second, 15, 0, 3},
-		{"held from the first batch", time.Second, 0, 1, 0},
-		{"held within the second file", time.Second, 0, 15, 1},
-		{"held at a file's first batch", time.Second, 0, 21, 3},
-		{"held at the end", time.Second, 1, 99, 4},
-	} {
-		if got := expired(files, tt.ttl, tt.bytes, tt.held, now); got != tt.want {
-			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
-		}
-	}
-	// A clock that went back deletes nothing.
-	if got := expired(files, time.Second, 0, 0, now.Add(-time.Hour)); got != 0 {
-		t.Errorf("clock went back: %d", got)
 	}
 }

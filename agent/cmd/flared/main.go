@@ -201,15 +201,17 @@ func openDatabase(opts options.Options, signals <-chan os.Signal, logger *slog.L
 	var told time.Time
 	for {
 		db, err := storage.Open(storage.Options{
-			Dir:           opts.DataDir,
-			SyncWrites:    opts.RocksDB.SyncWrites,
-			WALTTL:        time.Duration(opts.RocksDB.WALTTLSeconds) * time.Second,
-			WALSizeLimit:  opts.RocksDB.WALSizeLimitMB << 20,
-			MaxBatchBytes: int(opts.RocksDB.WALMaxBatchBytes),
-			RecordCache:   opts.RecordCacheSizeMB << 20,
-			BlockCache:    opts.BlockCacheSizeMB << 20,
-			Tombstones:    opts.StorageCacheSize,
-			Logger:        logger,
+			Dir:          opts.DataDir,
+			SyncWrites:   opts.RocksDB.SyncWrites,
+			WALTTL:       time.Duration(opts.RocksDB.WALTTLSeconds) * time.Second,
+			WALSizeLimit: opts.RocksDB.WALSizeLimitMB << 20,
+
+			WALReplicaLimit: opts.RocksDB.WALReplicaLimitMB << 20,
+			MaxBatchBytes:   int(opts.RocksDB.WALMaxBatchBytes),
+			RecordCache:     opts.RecordCacheSizeMB << 20,
+			BlockCache:      opts.BlockCacheSizeMB << 20,
+			Tombstones:      opts.StorageCacheSize,
+			Logger:          logger,
 		})
 		if !errors.Is(err, storage.ErrLocked) || time.Since(began) > lockPatience {
 			return db, err

@@ -192,6 +192,10 @@ func Choose(p Position, oldest uint64, peer Position, full bool) (Tier, string) 
 		// Epochs only grow: whoever has seen a newer one has a better master
 		// than us somewhere, and must not lose its data to us.
 		return TierNone, "stale_master"
+	case r == Ahead && !full:
+		// Only we write our newest epoch. It takes a broken log on either side to have
+		// more of it than we have; a copy on request ends that.
+		return TierNone, "future_position"
 	case r != Same:
 		return TierCheckpoint, r.String()
 	case full:
