@@ -338,26 +338,33 @@ func least(plan [][]candidate, replicas int) (int, bool) {
 // pick chooses the node that suits a partition best: one that holds its data,
 // then one from a zone the partition is not in, then one that holds no data.
 func pick(partition int, have, from []candidate) int {
-	rank := func(c candidate) int {
-		r := 0
-		if c.held != partition {
-			r += 4
-		}
-		if slices.ContainsFunc(have, func(h candidate) bool { return h.zone == c.zone }) {
-			r += 2
-		}
-		if c.held >= 0 && c.held != partition {
-			r++
-		}
-		return r
-	}
+	rank := func(i int) int { return fitness(partition, have, from[i]) }
 	best := 0
 	for i := range from {
-		if c := cmp.Compare(rank(from[i]), rank(from[best])); c < 0 || c == 0 && from[best].lsn.Less(from[i].lsn) && from[i].held == partition {
+		if c := cmp.Compare(rank(i), rank(best)); c < 0 || c == 0 && from[best].lsn.Less(from[i].lsn) && from[i].held == partition {
 			best = i
 		}
 	}
 	return best
+}
+
+// fitness tells how well a node suits a partition with those nodes; less is better.
+func fitness(partition int, have []candidate, c candidate) int {
+	r := 0
+	if c.held != partition {
+		r += 4
+	}
+	if sharesZone(have, c) {
+		r += 2
+	}
+	if c.held >= 0 && c.held != partition {
+		r++
+	}
+	return r
+}
+
+func sharesZone(have []candidate, c candidate) bool {
+	return slices.ContainsFunc(have, func(h candidate) bool { return h.zone == c.zone })
 }
 
 // deal hands nodes out zone by zone, one partition after the other: a zone's
@@ -520,12 +527,53 @@ func (w *work) fill() {
 		}
 	}
 	for len(free) > 0 {
-		p, ok := least(plan, s.Spec.Replicas)
+		p, i, ok := match(plan, s.Spec.Replicas, free)
 		if !ok {
 			return
 		}
-		give(p, pick(p, plan[p], free))
+		if sharesZone(plan[p], free[i]) && w.mayWait(free[i], plan[p]) {
+			free = slices.Delete(free, i, i+1)
+			continue
+		}
+		give(p, i)
 	}
+}
+
+// mayWait reports whether a node that would share its zone with another of a
+// partition can be left without a duty for a moment, because a pod that has not
+// registered yet may suit the partition better: at a first start pods come up one
+// after the other.
+func (w *work) mayWait(c candidate, have []candidate) bool {
+	s := &w.s
+	if o := s.seen(c.key); o == nil || o.AddedAt == 0 || s.Now >= o.AddedAt+bootstrapWait {
+		return false
+	}
+	return slices.ContainsFunc(s.Members.List, func(m Member) bool {
+		if !m.Exists || m.Terminating || m.Ordinal >= s.wantedNodes() {
+			return false
+		}
+		n := s.Durable.node(m.Key)
+		return (n == nil || !n.up() || !n.Extended) && !sharesZone(have, candidate{zone: m.Zone})
+	})
+}
+
+// match chooses which partition gets which node next: of the partitions that have
+// fewest nodes and lack one, the pair that suits best.
+func match(plan [][]candidate, replicas int, free []candidate) (partition, node int, ok bool) {
+	fewest, ok := least(plan, replicas)
+	if !ok {
+		return 0, 0, false
+	}
+	partition, node = fewest, pick(fewest, plan[fewest], free)
+	for p := range plan {
+		if len(plan[p]) != len(plan[fewest]) {
+			continue
+		}
+		if i := pick(p, plan[p], free); fitness(p, plan[p], free[i]) < fitness(partition, plan[partition], free[node]) {
+			partition, node = p, i
+		}
+	}
+	return partition, node, true
 }
 
 // shrink takes replicas away that are more than wanted: those on nodes that are
