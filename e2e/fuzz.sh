@@ -13,7 +13,7 @@ only_time_is_up() {
   grep -q '^ *context deadline exceeded$' "$out" && ! grep -Eq 'Failing input|panic|_test\.go:' "$out"
 }
 
-for pkg in $(go list ./proto/... ./agent/...); do
+for pkg in $(go list ./proto/... ./agent/... ./controller/...); do
   dir=$(go list -f '{{.Dir}}' "$pkg")
   for target in $(grep -ho '^func Fuzz[A-Za-z0-9]*' "$dir"/*_test.go 2>/dev/null | cut -d' ' -f2); do
     echo "== $pkg $target, $time"

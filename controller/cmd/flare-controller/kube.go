@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -78,29 +79,38 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// runKube waits for the cluster, stands for election, and leads when elected.
-func (p *program) runKube(ctx context.Context) error {
-	o := &p.options.kube
+// config returns what a controller of the cluster works with.
+func (o *kubeOptions) config(log *slog.Logger) (kube.Config, *rest.Config, error) {
 	if err := o.complete(); err != nil {
-		return err
+		return kube.Config{}, nil, err
 	}
 	rc, err := restConfig(o.kubeconfig)
 	if err != nil {
-		return err
+		return kube.Config{}, nil, err
 	}
 	// client-go has one logger for the whole process.
-	klog.SetSlogLogger(p.log)
+	klog.SetSlogLogger(log)
 	cfg := kube.Config{
 		Namespace: o.namespace, Cluster: o.cluster, PodName: o.pod,
 		StatefulSet: o.statefulSet, HeadlessService: o.service, KeyFormat: o.keyFormat, NodePort: o.nodePort,
 		PodSelector: o.podSelector, ControllerSelector: o.controllerSelector,
-		Lease: o.lease, ZoneLabel: o.zoneLabel, Logger: p.log,
+		Lease: o.lease, ZoneLabel: o.zoneLabel, Logger: log,
 	}
 	if cfg.Kube, err = kubernetes.NewForConfig(rc); err != nil {
-		return fmt.Errorf("make a Kubernetes client: %w", err)
+		return kube.Config{}, nil, fmt.Errorf("make a Kubernetes client: %w", err)
 	}
 	if cfg.Dynamic, err = dynamic.NewForConfig(rc); err != nil {
-		return fmt.Errorf("make a Kubernetes client: %w", err)
+		return kube.Config{}, nil, fmt.Errorf("make a Kubernetes client: %w", err)
+	}
+	return cfg, rc, nil
+}
+
+// runKube waits for the cluster, stands for election, and leads when elected.
+func (p *program) runKube(ctx context.Context) error {
+	o := &p.options.kube
+	cfg, rc, err := o.config(p.log)
+	if err != nil {
+		return err
 	}
 	// A renewal of the lease waits for no other request, and not for long.
 	lrc := rest.CopyConfig(rc)

@@ -4,6 +4,7 @@
 //
 //	flare-controller --cluster NAME              in Kubernetes, for one FlareCluster
 //	flare-controller --standalone cluster.yaml   without, on files
+//	flare-controller import flare.xml ...        takes over the node map of a C++ index server
 //	flare-controller crd apply|delete-unused     looks after the FlareCluster definition
 package main
 
@@ -107,6 +108,9 @@ func newLogger(o *options, w io.Writer) (*slog.Logger, error) {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && args[0] == "crd" {
 		return runCRD(ctx, args[1:], stdout)
+	}
+	if len(args) > 0 && args[0] == "import" {
+		return runImport(ctx, args[1:], stdout, stderr)
 	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {
