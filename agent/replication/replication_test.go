@@ -594,6 +594,34 @@ func TestStepDownFailsWaiters(t *testing.T) {
 	}
 }
 
+// A writer that was late must not take the batches of a later leadership for its own.
+func TestWaitForAnEarlierLeadership(t *testing.T) {
+	c := newCluster(t, "a:1", "b:1")
+	a, b := c.nodes["a:1"], c.nodes["b:1"]
+	a.lead(1, "b:1")
+	b.follow(a)
+	b.reached(a)
+	b.unfollow()
+	late := a.put("k", "only here")
+	a.src.StepDown()
+	b.lead(2, "a:1")
+	b.put("k", "other")
+	b.put("k", "other")
+	a.follow(b)
+	a.reached(b) // what it wrote is gone
+	b.src.StepDown()
+	a.lead(3)
+	if err := a.src.Wait(t.Context(), late); !errors.Is(err, ErrNotMaster) {
+		t.Errorf("a write that is lost was acknowledged: %v", err)
+	}
+	if a.src.Acknowledged(late) {
+		t.Error("a write that is lost counts as acknowledged")
+	}
+	if err := a.src.Wait(t.Context(), a.put("k", "now")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestReconnect(t *testing.T) {
 	c := newCluster(t, "a:1", "b:1")
 	a, b := c.nodes["a:1"], c.nodes["b:1"]

@@ -70,6 +70,8 @@ type Source struct {
 	stop    context.CancelFunc // ends what belongs to the current leadership
 	changed chan struct{}      // nil if nobody waits
 	inSync  []string           // of leader, when changed was last closed for it
+
+	pool sync.Pool // of *waiter
 }
 
 // waiter is one call of Wait.
@@ -80,8 +82,6 @@ type waiter struct {
 	gone  bool       // nobody waits any more; guarded by Source.mu
 }
 
-var waiters = sync.Pool{New: func() any { return &waiter{done: make(chan error, 1)} }}
-
 // NewSource returns a source that does not lead yet.
 func NewSource(log Log, cfg SourceConfig) *Source {
 	if cfg.Timeout == nil {
@@ -90,7 +90,8 @@ func NewSource(log Log, cfg SourceConfig) *Source {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Source{log: log, cfg: cfg, slot: make(chan struct{}, 1), feeds: map[string]*feed{}}
+	return &Source{log: log, cfg: cfg, slot: make(chan struct{}, 1), feeds: map[string]*feed{},
+		pool: sync.Pool{New: func() any { return &waiter{done: make(chan error, 1)} }}}
 }
 
 func (s *Source) timeout() time.Duration {
@@ -178,8 +179,13 @@ func (s *Source) keep() {
 func (s *Source) Acknowledged(lsn topology.LSN) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.stop != nil && s.acknowledged(lsn)
+	return s.ours(lsn) && s.acknowledged(lsn)
 }
+
+// ours reports whether a position is of the epoch that this node leads; it needs mu.
+// One of an earlier epoch may name a batch that was lost between two leaderships,
+// while its number was reached anew.
+func (s *Source) ours(lsn topology.LSN) bool { return s.stop != nil && lsn.Epoch == s.leader.Leading() }
 
 // acknowledged needs mu.
 func (s *Source) acknowledged(lsn topology.LSN) bool {
@@ -190,9 +196,10 @@ func (s *Source) acknowledged(lsn topology.LSN) bool {
 
 // Wait returns when every in-sync replica has applied the log up to lsn: with nil,
 // or with ErrTimeout, ErrNotMaster or the context's error if it is not known to be so.
+// lsn must be of a batch that was committed in the epoch that this node leads.
 func (s *Source) Wait(ctx context.Context, lsn topology.LSN) error {
 	s.mu.Lock()
-	if s.stop == nil {
+	if !s.ours(lsn) {
 		s.mu.Unlock()
 		return ErrNotMaster
 	}
@@ -200,7 +207,7 @@ func (s *Source) Wait(ctx context.Context, lsn topology.LSN) error {
 		s.mu.Unlock()
 		return nil
 	}
-	w := waiters.Get().(*waiter)
+	w := s.pool.Get().(*waiter)
 	w.lsn, w.since, w.gone = lsn, time.Now(), false
 	at := len(s.waiters)
 	for at > 0 && lsn.Less(s.waiters[at-1].lsn) {
@@ -211,7 +218,7 @@ func (s *Source) Wait(ctx context.Context, lsn topology.LSN) error {
 
 	select {
 	case err := <-w.done:
-		waiters.Put(w)
+		s.pool.Put(w)
 		return err
 	case <-ctx.Done():
 		s.mu.Lock()
