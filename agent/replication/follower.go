@@ -298,7 +298,12 @@ func (s *session) run() error {
 	s.update(func(*FollowerStatus) { s.up.begin(time.Now(), st.tier, st.reason) })
 	if st.tier == history.TierWAL {
 		s.measure(func(c *catchUp, now time.Time) { c.log(now, pos.LSN.Index, st.lsn.Index) })
-		s.setApplied(pos.LSN)
+		// What a stream that broke has left behind may not be durable yet.
+		at, err := s.db.Apply(s.ctx)
+		if err != nil {
+			return &Error{"apply_failed", err}
+		}
+		s.setApplied(at)
 	}
 	s.tasks.Go(func() {
 		if err := s.acknowledge(); err != nil {

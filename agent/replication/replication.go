@@ -107,6 +107,9 @@ type Log interface {
 // Store is what a replica needs of its database.
 type Store interface {
 	Position() history.Position
+	// Apply appends batches. The position it returns without an error is durable, as
+	// far as the database is told to wait for the disk; with no batches it is the
+	// present one, which it may have to make durable.
 	Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error)
 	IncomingDir() (string, error)
 	Replace(dir string) error

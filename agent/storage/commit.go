@@ -434,6 +434,7 @@ func (db *DB) write(data []byte, sync bool) error {
 	}
 	if err == nil {
 		db.batches.Add(1)
+		db.unsynced = !sync
 		if sync {
 			db.fsyncs.Add(1)
 		}
@@ -632,10 +633,20 @@ func (db *DB) BeginEpoch(ctx context.Context, epoch uint64, partition int) (topo
 
 // Apply appends batches of a master to the log, unchanged, and returns the
 // position reached. Each must continue the log where it stands. Only the last
-// one is synced, which on the way syncs the others.
+// one is synced, which on the way syncs the others: after an error some may be
+// applied and not synced, and no batches at all mean to make up for that.
 func (db *DB) Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error) {
 	db.commitMu.Lock()
 	defer db.commitMu.Unlock()
+	if len(batches) == 0 && db.unsynced && db.syncWrites.Load() {
+		err := db.writable()
+		if err == nil {
+			err = db.write(make([]byte, batchHeaderSize), true)
+		}
+		if err != nil {
+			return db.Position().LSN, fmt.Errorf("storage: sync: %w", err)
+		}
+	}
 	for i, data := range batches {
 		err := ctx.Err()
 		if err == nil {

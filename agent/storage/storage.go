@@ -160,6 +160,7 @@ type DB struct {
 	checkedAt time.Time // when free space was looked at
 	unchecked int64     // bytes written since
 	written   uint64    // bytes of all batches that were written
+	unsynced  bool      // the last batch was not synced
 	freeSpace func(dir string) (int64, error)
 	failWrite func() error // tests make writes fail with it
 
@@ -248,6 +249,10 @@ func (db *DB) openCurrent() error {
 	if err := recoverReplace(db.opts.Dir); err != nil {
 		return err
 	}
+	ends, err := surveyWALs(db.dbDir())
+	if err != nil {
+		return err
+	}
 	eng, err := openEngine(db.dbDir(), db.engineOptions())
 	if err != nil {
 		return err
@@ -256,6 +261,7 @@ func (db *DB) openCurrent() error {
 		eng.close()
 		return err
 	}
+	db.tellDropped(ends)
 	return nil
 }
 

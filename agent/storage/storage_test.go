@@ -663,6 +663,32 @@ func TestSyncWritesAreCounted(t *testing.T) {
 	}
 }
 
+// A master must not be told of batches that were applied before one that could not
+// be, unless they are synced after all.
+func TestApplySyncsWhatAnErrorLeftBehind(t *testing.T) {
+	db := open(t, Options{SyncWrites: true})
+	fsyncs := func(want uint64) {
+		t.Helper()
+		if got := stats(t, db).Fsyncs; got != want {
+			t.Errorf("%d fsyncs, want %d", got, want)
+		}
+	}
+	if _, err := db.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fsyncs(0)
+	if lsn, err := db.Apply(t.Context(), testBatch(0, 1), testBatch(0, 3)); !errors.Is(err, ErrGap) || lsn.Index != 1 {
+		t.Fatalf("Apply = %v, %v", lsn, err)
+	}
+	fsyncs(0)
+	for range 2 {
+		if lsn, err := db.Apply(t.Context()); err != nil || lsn.Index != 1 {
+			t.Fatalf("Apply = %v, %v", lsn, err)
+		}
+		fsyncs(1) // the second time there is nothing to do
+	}
+}
+
 func TestCommitTimes(t *testing.T) {
 	var c commitTimes
 	start := time.Unix(100, 0)
