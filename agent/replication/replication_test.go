@@ -745,7 +745,7 @@ type deaf struct {
 func (d *deaf) Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.err != nil {
+	if d.err != nil && len(batches) > 0 {
 		return d.Position().LSN, d.err
 	}
 	return d.DB.Apply(ctx, batches...)

@@ -254,18 +254,19 @@ func (w *world) coin(p *simProc) bool { return w.nodes[p.node].rng.IntN(2) == 0 
 
 // Checks. All of them need mu, but for checkAck.
 
-// born registers a batch that a master has written.
-func (w *world) born(p *simProc, b simBatch, digest uint64) {
+// born registers a batch that a master has written, once anybody can come to know
+// of it.
+func (w *world) born(p *simProc, lsn topology.LSN, digest uint64) {
 	path := p.db.path
 	var before topology.LSN
 	if len(path) > 1 {
 		before = path[len(path)-2]
 	}
-	if _, ok := w.truth[b.lsn]; ok {
-		w.failf("n%d gives position %v away a second time", p.node, b.lsn)
+	if _, ok := w.truth[lsn]; ok {
+		w.failf("n%d gives position %v away a second time", p.node, lsn)
 	}
-	w.truth[b.lsn] = born{before, digest}
-	w.event("n%d writes %v %s", p.node, b.lsn, b.key)
+	w.truth[lsn] = born{before, digest}
+	w.event("n%d writes %v", p.node, lsn)
 }
 
 // checkState compares a node with the master of the batch it has reached.
@@ -622,10 +623,14 @@ func (w *world) crash(i int, why string) {
 		// The write that failed is in the log after all.
 		if b.lsn.Index == n.disk.pos.LSN.Index+1 {
 			n.disk.append(*b)
-			w.born(p, *b, n.disk.digest)
 		}
 	}
 	n.disk.limbo = nil
+	if lsn := n.disk.pos.LSN; !lsn.IsZero() {
+		if _, ok := w.truth[lsn]; !ok { // a write that nobody was told of is there all the same
+			w.born(p, lsn, n.disk.digest)
+		}
+	}
 	w.event("n%d dies (%s, power %v) at %v", i, why, power, n.disk.pos.LSN)
 	for _, l := range w.links {
 		if l.a.from == i || l.a.to == i {

@@ -232,7 +232,6 @@ func (db *simDB) commit(sync bool, make func() (simBatch, error)) (topology.LSN,
 		return topology.LSN{}, err
 	}
 	db.append(b)
-	db.w.born(db.proc, b, db.digest)
 	if sync {
 		db.w.mu.Unlock()
 		db.pause()
@@ -244,6 +243,7 @@ func (db *simDB) commit(sync bool, make func() (simBatch, error)) (topology.LSN,
 		db.synced = db.pos.LSN.Index
 	}
 	defer db.w.mu.Unlock()
+	db.w.born(db.proc, b.lsn, db.digest)
 	db.show()
 	if err := db.step("committed"); errors.Is(err, errProcDead) {
 		return topology.LSN{}, err
@@ -521,3 +521,11 @@ func (db *simDB) durable() uint64 {
 	}
 	return db.pos.LSN.Index
 }
+
+func (db *simDB) LogBytes(index uint64) (uint64, error) {
+	head := db.Position().LSN.Index
+	return 100 * (head - min(head, index)), nil
+}
+
+// KeepFor keeps nothing: what is purged is what the limits leave no room for.
+func (db *simDB) KeepFor([]uint64) {}
