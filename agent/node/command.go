@@ -134,6 +134,10 @@ func (s *Server) flushAll(c *conn) {
 		c.reply(text.ReplyOK)
 		return
 	}
+	if state, reason := s.enough(&c.req); state != gateOpen {
+		c.reply("SERVER_ERROR " + reason + "\r\n")
+		return
+	}
 	if state, reason := s.gate.enter(d.partition); state != gateOpen {
 		c.reply("SERVER_ERROR " + reason + "\r\n")
 		return

@@ -62,6 +62,7 @@ func dutyOf(t *table) duty {
 // A tenure is the mastership that this process holds; the zero value is none.
 type tenure struct {
 	held      bool
+	paused    bool // it is being handed over, and writes wait
 	partition int
 	granted   uint64 // epoch of the map it was taken under
 	epoch     uint64 // epoch of the database since

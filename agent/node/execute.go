@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/replication"
 	"github.com/flarekv/flare/agent/storage"
 	"github.com/flarekv/flare/proto/text"
 	"github.com/flarekv/flare/proto/topology"
@@ -79,7 +80,7 @@ func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, executio
 	var reason string
 	if copied {
 		state, reason = w.s.enterCopy(req, r.partition)
-	} else {
+	} else if state, reason = w.s.enough(req); state == gateOpen {
 		state, reason = w.s.gate.enter(r.partition)
 	}
 	if state != gateOpen {
@@ -181,17 +182,23 @@ func (s *Server) replicated(req *text.Request) bool {
 	return req.Sync || !req.Async && s.live.Load().ReplicationType == options.Sync
 }
 
-// awaitReplicas waits until every in-sync replica has the position.
+// awaitReplicas waits until every in-sync replica has the position, and enough of
+// them are there.
 func (s *Server) awaitReplicas(lsn topology.LSN) error {
-	if s.source.Acknowledged(lsn) {
-		return nil
+	if !s.source.Acknowledged(lsn) {
+		ctx, cancel := context.WithTimeout(s.ctx, 3*s.live.Load().ReplicationTimeout)
+		defer cancel()
+		if err := s.source.Wait(ctx, lsn); err != nil {
+			s.limited.warn(s.logger, "write was not acknowledged by every in-sync replica",
+				"reason", "replication_timeout", "lsn", lsn.String(), "error", err)
+			return err
+		}
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, 3*s.live.Load().ReplicationTimeout)
-	defer cancel()
-	if err := s.source.Wait(ctx, lsn); err != nil {
-		s.limited.warn(s.logger, "write was not acknowledged by every in-sync replica",
-			"reason", "replication_timeout", "lsn", lsn.String(), "error", err)
-		return err
+	if short := s.source.Shortage(); short != nil {
+		// The last one that is missing was given up after this was executed.
+		s.limited.warn(s.logger, "write was not acknowledged by enough replicas",
+			"reason", replication.ReasonNotEnoughInSync, "lsn", lsn.String(), "in_sync", short.InSync, "min_in_sync", short.Min)
+		return errNotEnough
 	}
 	return nil
 }

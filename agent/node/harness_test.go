@@ -42,7 +42,11 @@ type testIndex struct {
 	told     []string // node role and node state, as said
 	shutdown []string
 	hellos   []text.NodeArgs
-	autoMap  bool // a slave that says it is active becomes it
+	autoMap  bool   // a slave that says it is active becomes it
+	stubborn bool   // leaves no replica behind
+	lossy    int    // handovers that are carried out without an answer
+	asked    int    // handovers
+	refusal  string // of the next handovers
 	handlers sync.WaitGroup
 }
 
@@ -97,7 +101,11 @@ func (x *testIndex) serve(nc net.Conn) {
 		if deaf {
 			return
 		}
-		nc.Write(x.answer(&req))
+		answer := x.answer(&req)
+		if answer == nil {
+			return
+		}
+		nc.Write(answer)
 	}
 }
 
@@ -139,7 +147,12 @@ func (x *testIndex) answer(req *text.Request) []byte {
 		n.Role, n.State, n.Partition, n.Balance = req.Node.Role, topology.Active, req.Node.Partition, req.Node.Balance
 		x.push()
 		return []byte(text.ReplyOK)
+	case text.CmdNodeHandover:
+		return x.handOver(req.Node)
 	case text.CmdNodeBehind:
+		if x.stubborn {
+			return []byte("SERVER_ERROR not durable in time\r\n")
+		}
 		if n != nil && n.Role == topology.Slave {
 			n.State = topology.Prepare
 			x.push()
@@ -152,6 +165,39 @@ func (x *testIndex) answer(req *text.Request) []byte {
 		return []byte(text.ReplyOK)
 	}
 	return []byte(text.ReplyError)
+}
+
+// handOver makes a replica the master; nil is a connection that is lost. x.mu is held.
+func (x *testIndex) handOver(args text.NodeArgs) []byte {
+	x.asked++
+	from, to := x.find(args.Key()), x.find(fmt.Sprintf("%s:%d", args.Target, args.TargetPort))
+	refuse := func(reason string) []byte { return text.AppendServerError(nil, reason) }
+	switch {
+	case x.plain:
+		return []byte(text.ReplyError)
+	case x.refusal != "":
+		return refuse(x.refusal)
+	case from == nil || to == nil:
+		return refuse("no_such_node")
+	case to.Role == topology.Master && x.epochs[to.Partition] == args.Epoch+1:
+		return []byte(text.ReplyOK)
+	case from.Role != topology.Master:
+		return refuse("not_master")
+	case x.epochs[from.Partition] != args.Epoch:
+		return refuse("stale_epoch")
+	case to.Role != topology.Slave || to.State != topology.Active || to.Partition != from.Partition:
+		return refuse("target_not_in_sync")
+	}
+	from.Role, from.State = topology.Slave, topology.Prepare
+	x.makeMaster(to, from.Partition, max(1, to.Balance))
+	lost := x.lossy > 0
+	if lost {
+		x.lossy--
+		x.deaf = true // and the map does not come either
+		return nil
+	}
+	x.push()
+	return []byte(text.ReplyOK)
 }
 
 func (x *testIndex) find(key string) *topology.Node {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -244,6 +245,44 @@ func (x *indexClient) behind(ctx context.Context, replica string, epoch, session
 	}
 	return x.call(ctx, &text.Request{Command: text.CmdNodeBehind,
 		Node: text.NodeArgs{Name: name, Port: port, Epoch: epoch, Session: session, HasSession: true}})
+}
+
+// handOver asks the index to make a replica, which is in sync by the grant of that
+// session, the master in this node's place.
+func (x *indexClient) handOver(ctx context.Context, replica string, epoch, session uint64) (handoverAnswer, string) {
+	if !x.extended.Load() {
+		return handoverRefused, "not_supported"
+	}
+	req := x.request(text.CmdNodeHandover)
+	req.Node.Epoch, req.Node.Session, req.Node.HasSession = epoch, session, true
+	var err error
+	if req.Node.Target, req.Node.TargetPort, err = topology.SplitKey(replica); err != nil {
+		return handoverRefused, reasonTargetNotInSync
+	}
+	sent := false
+	err = x.exchange(ctx, func(c *indexConn) error {
+		sent = true
+		if err := c.send(req); err != nil {
+			return err
+		}
+		return c.r.ReadOK()
+	})
+	var refused *text.ErrorReply
+	switch {
+	case err == nil:
+		return handoverAgreed, ""
+	case !sent:
+		x.logger.Warn("index cannot be reached to hand the role over, trying again", "error", err)
+		return handoverUnsent, ""
+	case errors.As(err, &refused) && refused.Code == text.CodeError:
+		return handoverRefused, "not_supported"
+	case errors.As(err, &refused) && refused.Text != "" && !strings.Contains(refused.Text, " "):
+		// A refusal is a reason in one word; what takes more tells of trouble, after
+		// which the change may still be made.
+		return handoverRefused, refused.Text
+	}
+	x.logger.Warn("index did not answer whether the role is handed over, asking again", "error", err)
+	return handoverUnknown, ""
 }
 
 // shutdown tells the index that this node leaves.

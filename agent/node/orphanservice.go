@@ -5,10 +5,8 @@ import (
 	"errors"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
 )
@@ -67,9 +65,5 @@ func rpcError(err error) error {
 	case errors.Is(err, context.Canceled):
 		code = codes.Canceled
 	}
-	st := status.New(code, err.Error())
-	if with, derr := st.WithDetails(&errdetails.ErrorInfo{Reason: reasonOf(err), Domain: errorDomain}); derr == nil {
-		st = with
-	}
-	return st.Err()
+	return withReason(code, reasonOf(err), err.Error())
 }

@@ -132,7 +132,8 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 	// One that has filled a new partition stays what it is but for the gate.
 	k.stopCatcher()
 	k.mu.Lock()
-	k.tenure = tenure{held: true, partition: d.partition, granted: d.epoch, epoch: p.epoch}
+	paused := k.tenure.paused && k.tenure.epoch == p.epoch
+	k.tenure = tenure{held: true, paused: paused, partition: d.partition, granted: d.epoch, epoch: p.epoch}
 	k.mu.Unlock()
 	k.source.Lead(p.epoch, k.streaming(d.members))
 	if err := k.source.Expect(k.homes.away(d.partition), k.homes.mayCome(d.partition)); err != nil {
@@ -140,10 +141,39 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.leaving {
-		k.gate.open(d.partition, p.epoch)
-	}
+	k.admit()
 	return 0
+}
+
+// admit opens the gate to a master's writes, unless something keeps it closed; it
+// needs mu.
+func (k *roleKeeper) admit() {
+	if t := k.tenure; t.held && !t.paused && !k.leaving {
+		k.gate.open(t.partition, t.epoch)
+	}
+}
+
+// pause lets writes wait for as long as this node leads in the epoch, or until
+// resume. When it has returned true, nothing more is written.
+func (k *roleKeeper) pause(epoch uint64, reason string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.tenure.held || k.tenure.epoch != epoch {
+		return false
+	}
+	k.tenure.paused = true
+	k.gate.close(gateWait, reason)
+	return true
+}
+
+// resume ends a pause, if this node still leads in the epoch.
+func (k *roleKeeper) resume(epoch uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.tenure.held && k.tenure.epoch == epoch && k.tenure.paused {
+		k.tenure.paused = false
+		k.admit()
+	}
 }
 
 // streaming returns the members that may read the log. Writes never wait for the
@@ -182,6 +212,14 @@ func (k *roleKeeper) whileIdle(fn func() error) error {
 	return fn()
 }
 
+// retire lets this node take nothing up any more: a closed gate stays closed, and
+// nobody is followed anew.
+func (k *roleKeeper) retire() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.leaving = true
+}
+
 // leave closes the gate for good; the role itself stays until the map changes.
 func (k *roleKeeper) leave() {
 	k.mu.Lock()
@@ -210,8 +248,12 @@ func (k *roleKeeper) closeCopy() {
 
 func (k *roleKeeper) followMaster(ctx context.Context, d duty) {
 	k.mu.Lock()
-	now, running := k.followed, k.catcher
+	now, running, leaving := k.followed, k.catcher, k.leaving
 	k.mu.Unlock()
+	if leaving && running == nil {
+		k.resign("leaving") // in sync for a moment it would only hold its master up
+		return
+	}
 	if running != nil && now.kind == dutySlave && now.master == d.master && now.partition == d.partition &&
 		(now.epoch == d.epoch || running.Status().Connected) {
 		// A new epoch is worth an attempt at once by one that cannot connect.

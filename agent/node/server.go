@@ -78,6 +78,7 @@ type Server struct {
 	gate    *gate
 	roles   *roleKeeper
 	source  *replication.Source
+	handing *handovers
 	relays  *relayKeeper
 	remote  atomic.Pointer[remote] // who answers instead of this cluster; nil for nobody
 	remotes *peers                 // connections there
@@ -169,6 +170,7 @@ func New(cfg Config) (*Server, error) {
 		maps: s.maps, gate: s.gate, db: s.db, source: s.source,
 		logger: s.logger, changed: s.changed, catchUp: s.newCatcher, excluded: s.relays.cannotStream,
 	}
+	s.handing = newHandovers(s)
 	s.copying = copying{s: s, lost: make(chan struct{}, 1)}
 	s.status = statusKeeper{changed: s.changed, reason: "starting"}
 	return s, nil
@@ -321,13 +323,21 @@ func (s *Server) readerOptions() text.Options {
 }
 
 // leave gives up the node's duties so that nothing acknowledged is lost and
-// clients see a pause: writes wait, replicas catch up, the index names a
-// successor, the waiting writes are forwarded to it, and connections end when
-// their clients pause.
+// clients see a pause: a master hands its role over, or, if that cannot be done, lets
+// writes wait, its replicas catch up and the index name a successor. The waiting
+// writes are forwarded to the new master, and connections end when their clients
+// pause.
 func (s *Server) leave() {
 	s.status.set("leaving")
 	before := dutyOf(s.maps.table())
 	s.logger.Info("leaving", "partition", before.partition, "master", before.kind == dutyMaster)
+	s.roles.retire()
+	handedOver := false
+	if before.kind == dutyMaster {
+		ctx, cancel := context.WithTimeout(s.ctx, leaveTimeout)
+		handedOver = s.handing.leave(ctx)
+		cancel()
+	}
 	s.roles.leave()
 	if held, _, _ := s.roles.snapshot(); held.held {
 		ctx, cancel := context.WithTimeout(s.ctx, leaveTimeout)
@@ -343,7 +353,7 @@ func (s *Server) leave() {
 	cancel()
 	if err != nil {
 		s.logger.Warn("index did not take the shutdown", "error", err)
-	} else if before.kind != dutyNone {
+	} else if before.kind != dutyNone && !handedOver {
 		s.awaitRelief()
 	}
 	s.drain()

@@ -182,6 +182,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		}
 	}
 	st.ClusterReplication = s.clusterStatus()
+	s.handoverStatus(st, held.held)
 	if catcher != nil {
 		f := catcher.Status()
 		counts.add(f)

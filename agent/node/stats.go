@@ -142,6 +142,13 @@ func (s *Server) appendStats(dst []byte) ([]byte, error) {
 	num("record_cache_entries", st.Cache.Entries)
 	num("record_cache_hits", st.Cache.Hits)
 	num("record_cache_misses", st.Cache.Misses)
+	last, handovers, failed := s.handing.snapshot()
+	num("handover_count", handovers)
+	num("handover_failed", failed)
+	num("handover_last_pause_ms", uint64(last.paused.Milliseconds()))
+	inSync, least := s.source.InSync()
+	num("replication_in_sync_nodes", uint64(inSync))
+	num("replication_min_in_sync", uint64(least))
 	dst = s.appendLogStats(dst, st)
 	dst = s.appendClusterStats(dst)
 	return append(dst, text.ReplyEnd...), nil

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/flarekv/flare/agent/options"
 	"github.com/flarekv/flare/agent/replication"
 	"github.com/flarekv/flare/proto/text"
 )
@@ -23,7 +24,14 @@ func (s *Server) newSource() *replication.Source {
 		CopyBandwidth:   func() int64 { return int64(s.live.Load().ReconstructionBwlimit) << 10 },
 		StreamBandwidth: func() int64 { return int64(s.live.Load().CatchUpBwlimit()) << 10 },
 		Interval:        func() time.Duration { return s.live.Load().RocksDB.WALSyncInterval },
-		Logger:          s.logger,
+		MinInSync: func() int {
+			if o := s.live.Load(); o.ReplicationType == options.Sync {
+				return o.ReplicationMinInSync
+			}
+			return 0
+		},
+		Changed: s.changed.fire,
+		Logger:  s.logger,
 	})
 }
 

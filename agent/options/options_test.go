@@ -36,6 +36,7 @@ func TestDefaults(t *testing.T) {
 		"max-value-size":                              "67108864",
 		"net-read-timeout":                            "600",
 		"replication-type":                            "sync",
+		"replication-min-in-sync":                     "1",
 		"replication-timeout":                         "2000",
 		"reconstruction-bwlimit":                      "0",
 		"record-cache-size-mb":                        "64",

@@ -33,8 +33,9 @@ type Member struct {
 // after the index has confirmed that it takes it for out of sync and will not
 // accept the grants given so far.
 type Leader struct {
-	epoch   uint64 // 0 while not leading
-	session uint64 // of the last grant in this epoch
+	epoch   uint64    // 0 while not leading
+	since   time.Time // when the epoch began here
+	session uint64    // of the last grant in this epoch
 	head    topology.LSN
 	members []member // sorted by key
 }
@@ -118,7 +119,7 @@ func (l *Leader) Lead(epoch uint64, slaves []Member, now time.Time) []Effect {
 			m.grant, m.joining, m.granted, m.asking, m.active = 0, false, false, false, false
 			m.heard = now
 		}
-		l.epoch, l.session = epoch, 0
+		l.epoch, l.since, l.session = epoch, now, 0
 	}
 	listed := map[string]bool{}
 	for _, s := range slaves {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flarekv/flare/agent/replication/history"
@@ -49,6 +50,11 @@ type SourceConfig struct {
 	Interval func() time.Duration
 
 	Refusals *Refusals // counts what replicas are refused for; may be nil
+	// MinInSync is how many nodes, this one included, must be in sync for writes to be
+	// taken, 0 or 1 if that does not matter; may be nil. Changed is told when Shortage
+	// changes; it must not call the source. May be nil.
+	MinInSync func() int
+	Changed   func()
 
 	Logger *slog.Logger
 }
@@ -60,6 +66,8 @@ type Source struct {
 	cfg SourceConfig
 
 	slot chan struct{} // taken while a checkpoint is made and sent
+
+	shortage atomic.Pointer[Shortage] // stored under mu
 
 	mu      sync.Mutex
 	leader  Leader
@@ -145,6 +153,7 @@ func (s *Source) StepDown() {
 	}
 	s.waiters = nil
 	s.roster = roster{}
+	s.judge(time.Now())
 	s.notify()
 }
 
@@ -237,6 +246,7 @@ func (w *waiter) answer(err error) {
 
 // settle answers the waiters that need not wait any more; it needs mu.
 func (s *Source) settle() {
+	s.judge(time.Now()) // before anybody is answered, who will look at it
 	stable, any := s.leader.Stable()
 	n := 0
 	for ; n < len(s.waiters); n++ {
@@ -361,7 +371,8 @@ func (s *Source) perform(effects []Effect) {
 type ReplicaStatus struct {
 	Key        string
 	Connected  bool
-	InSync     bool // writes wait for it
+	InSync     bool   // writes wait for it
+	Session    uint64 // of the grant by which it is in sync, 0 if it was so before this epoch
 	Acked      topology.LSN
 	LagBatches uint64
 	LagBytes   uint64        // of log behind Acked
@@ -393,7 +404,7 @@ func (s *Source) members(head topology.LSN, now time.Time) []ReplicaStatus {
 	list := make([]ReplicaStatus, 0, len(s.leader.members))
 	for i := range s.leader.members {
 		m := &s.leader.members[i]
-		r := ReplicaStatus{Key: m.key, Connected: m.conn != 0, InSync: m.waited() && !m.joining, Acked: m.acked}
+		r := ReplicaStatus{Key: m.key, Connected: m.conn != 0, InSync: m.waited() && !m.joining, Session: m.grant, Acked: m.acked}
 		if m.acked.Index < head.Index {
 			r.LagBatches = head.Index - m.acked.Index
 			if at := s.log.CommittedAt(m.acked.Index + 1); !at.IsZero() {

@@ -63,6 +63,10 @@ var (
 	clusterSizeDesc    = desc("flare_node_cluster_replication_dump_bytes", "Bytes of keys and values sent by it.")
 	clusterPartDesc    = desc("flare_node_cluster_replication_dump_percent", "How much of the database it has gone by.")
 	clusterForwardDesc = desc("flare_node_cluster_replication_forwarded_total", "Requests passed to the other cluster in mode forward.", "result")
+	handoversDesc      = desc("flare_node_handovers_total", "Handovers of this node's mastership since its process started.", "result")
+	handoverPauseDesc  = desc("flare_node_handover_last_pause_seconds", "For how long writes waited in the last one.")
+	inSyncDesc         = desc("flare_node_in_sync_nodes", "On a master: nodes of the partition that have every answered write, itself included.")
+	minInSyncDesc      = desc("flare_node_min_in_sync", "On a master: how many of them there must be for writes to be taken.")
 	tiersDesc          = desc("flare_node_catch_ups_total", "How this node caught up as a replica since its process started.", "tier")
 )
 
@@ -73,6 +77,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 		startDesc, servingDesc, roleDesc, stateDesc, partitionDesc, mapDesc, epochDesc, indexDesc, connectionsDesc,
 		replicaUpDesc, replicaSyncDesc, replicaLagDesc, replicaAgeDesc, followingDesc, behindDesc, bytesDesc, tiersDesc, walksDesc, expiredDesc, freedDesc,
 		clusterUpDesc, clusterQueueDesc, clusterBytesDesc, clusterAgeDesc, clusterOpsDesc, clusterDropDesc, clusterRetryDesc, clusterConnDesc,
+		handoversDesc, handoverPauseDesc, inSyncDesc, minInSyncDesc,
 		clusterDumpDesc, clusterSizeDesc, clusterPartDesc, clusterForwardDesc,
 	} {
 		ch <- d
@@ -165,6 +170,15 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(clusterPartDesc, float64(r.GetDump().GetPercent()))
 		counter(clusterForwardDesc, r.GetForwarded(), "answered")
 		counter(clusterForwardDesc, r.GetForwardFailed(), "failed")
+	}
+	counter(handoversDesc, n.GetHandovers()-min(n.GetHandovers(), n.GetHandoversFailed()), "done")
+	counter(handoversDesc, n.GetHandoversFailed(), "failed")
+	if h := n.GetLastHandover(); h != nil {
+		gauge(handoverPauseDesc, h.GetPaused().AsDuration().Seconds())
+	}
+	if n.GetMinInSync() > 0 {
+		gauge(inSyncDesc, float64(n.GetInSyncNodes()))
+		gauge(minInSyncDesc, float64(n.GetMinInSync()))
 	}
 	counter(tiersDesc, n.GetCatchUpCounts().GetWal(), "wal")
 	counter(tiersDesc, n.GetCatchUpCounts().GetCheckpoint(), "checkpoint")

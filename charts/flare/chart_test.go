@@ -313,7 +313,7 @@ func TestFlareClusterFromValues(t *testing.T) {
 partitions: 3
 replicas: 4
 partitionSize: 2048
-replication: {mode: async}
+replication: {mode: async, minInSync: 3}
 rocksdb:
   walTtlSeconds: 31536000
   walSizeLimitMb: 16777216
@@ -330,7 +330,7 @@ rocksdb:
 		spec := get[*flarev1.FlareCluster](t, objs, "FlareCluster flare").Spec
 		want := flarev1.FlareClusterSpec{
 			Partitions: 3, Replicas: 4, PartitionSize: 2048,
-			Replication: flarev1.ReplicationSpec{Mode: flarev1.ReplicationAsync},
+			Replication: flarev1.ReplicationSpec{Mode: flarev1.ReplicationAsync, MinInSync: 3},
 			RocksDB: flarev1.RocksDBSpec{
 				WALTTLSeconds: new(int64(31536000)), WALSizeLimitMB: new(int64(16777216)), SyncWrites: new(true),
 				ResyncFailureThreshold: new(int32(7)), WALMaxBatchBytes: new(int64(67108864)),
@@ -745,6 +745,8 @@ func TestRefusedValues(t *testing.T) {
 		"controller.replicas=0":                  "/controller/replicas",
 		"service.type=ExternalName":              "/service/type",
 		"fullnameOverride=Flare":                 "/fullnameOverride",
+		"replication.minInSync=3":                "replication.minInSync (3) must not be greater than replicas (2)",
+		"replication.minInSync=0":                "/replication/minInSync",
 		"partitions=100,partitionSize=100":       "partitionSize (100) must be greater than partitions (100)",
 	} {
 		if got := refuse(t, "--set", set); !strings.Contains(got, want) {

@@ -41,6 +41,8 @@ func (w *work) command(c Command) {
 		}
 	case VerbBehind:
 		r.Err = w.behind(c, key)
+	case VerbHandover:
+		r.Err = w.handover(c, key)
 	case VerbRemove:
 		if !w.remove(key) {
 			r.Err = failRemove

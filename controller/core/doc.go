@@ -16,6 +16,7 @@
 //	step.go        Step: fold the input in, reconcile, release what has become durable
 //	machine.go     the reconcile machine: Init ... Done
 //	commands.go    what nodes and operators ask for (node add, node role, ...)
+//	handover.go    a master that gives its role to a replica
 //	transitions.go the down and up transitions and the change of roles
 //	detect.go      which node is dead, and by what evidence
 //	assign.go      which node gets which duty

@@ -32,6 +32,7 @@ func Invariants() []Invariant {
 		{"EpochNeverFalls", "The epoch of a partition never decreases.", epochNeverFalls},
 		{"EpochPerReign", "A node becomes active master, or becomes it again, only in a new epoch.", epochPerReign},
 		{"PromotionFromInSync", "Without an operator, a partition that had a master gets its next one only from its replicas in state active, or its own dead master back.", promotionFromInSync},
+		{"HandoverToInSync", "A handover moves the role of an active master, on its own demand, only to an active replica of its partition, in the next epoch.", handoverToInSync},
 		{"PreparedOnlyByGrant", "An extended replica becomes active only by a grant of its present master's epoch that is later than the last one taken back.", preparedOnlyByGrant},
 		{"FloorNeverFalls", "Which grants of the present epoch were taken back is never forgotten.", floorNeverFalls},
 		{"DutyFits", "A proxy has no partition and no balance; a master or replica has a partition.", dutyFits},
@@ -168,6 +169,31 @@ func promotionFromInSync(t Transition) error {
 			(n.Role == topology.Slave && n.State == topology.Active || n.Role == topology.Master && n.State == topology.Down)
 		if !ok {
 			return fmt.Errorf("partition %d: %s became master", p, after)
+		}
+	}
+	return nil
+}
+
+func handoverToInSync(t Transition) error {
+	for _, e := range t.Effects {
+		d, ok := e.(Decision)
+		if !ok || d.Reason != ReasonHandover {
+			continue
+		}
+		c, ok := t.Input.(Command)
+		if !ok || c.Verb != VerbHandover {
+			return fmt.Errorf("%s: %s -> %s", d.Node, d.Old, d.New)
+		}
+		from, to := t.Before.Durable.node(nodeKey(c.Name, c.Port)), t.Before.Durable.node(nodeKey(c.Target, c.TargetPort))
+		switch {
+		case from == nil || from.Role != topology.Master || from.State != topology.Active || c.Epoch != t.Before.Durable.epoch(from.Partition):
+			return fmt.Errorf("%s handed over what it had not", nodeKey(c.Name, c.Port))
+		case to == nil || to.Role != topology.Slave || to.State != topology.Active || to.Partition != from.Partition:
+			return fmt.Errorf("%s got partition %d, and was no replica in sync", nodeKey(c.Target, c.TargetPort), from.Partition)
+		case d.Node != from.Key() && d.Node != to.Key():
+			return fmt.Errorf("%s: %s -> %s", d.Node, d.Old, d.New)
+		case t.After.Durable.epoch(from.Partition) <= c.Epoch:
+			return fmt.Errorf("partition %d stays in epoch %d", from.Partition, c.Epoch)
 		}
 	}
 	return nil

@@ -18,6 +18,7 @@ const (
 	ReasonBootstrap = "bootstrap"
 	ReasonRecovery  = "recovery" // from the data that nodes hold
 	ReasonFailover  = "failover"
+	ReasonHandover  = "handover"
 	ReasonReplica   = "replica_assigned"
 	ReasonInSync    = "in_sync"
 	ReasonBehind    = "behind"
@@ -63,4 +64,7 @@ const (
 	RefuseMasterDown    = "master_down"
 	RefuseIsMaster      = "is_master"
 	RefuseGrantRequired = "grant_required"
+	RefuseNoSuchNode    = "no_such_node"
+	RefuseNotMaster     = "not_master"
+	RefuseNotInSync     = "target_not_in_sync"
 )

@@ -20,6 +20,7 @@ import (
 //	spec partitions=2 replicas=2 [generation=1]
 //	tick 200                           milliseconds that pass
 //	add a:1                            and hello, role, state, behind, remove, shutdown
+//	handover a:1 b:1 e/s               by a master, with the epoch and the target's grant
 //	join a:1 [instance] [held e/i]     add, hello, ping
 //	agent a:1 key=value ...            instance, alive, lsn, data, map, role, part, zone, serving
 //	agent-lost a:1
@@ -355,6 +356,10 @@ func (w *scenario) command(f []string) {
 		}
 	case VerbBehind:
 		l := w.lsn(arg(2))
+		c.Epoch, c.Session, c.HasSession = l.Epoch, l.Index, true
+	case VerbHandover:
+		c.Target, c.TargetPort, err = topology.SplitKey(arg(2))
+		l := w.lsn(arg(3))
 		c.Epoch, c.Session, c.HasSession = l.Epoch, l.Index, true
 	case VerbAdd, VerbRemove, VerbShutdown:
 	default:

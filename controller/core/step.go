@@ -323,6 +323,8 @@ func describeCommand(c Command) string {
 			return fmt.Sprintf("state %s %v grant=%d/%d", key, c.State, c.Epoch, c.Session)
 		}
 		return fmt.Sprintf("state %s %v", key, c.State)
+	case VerbHandover:
+		return fmt.Sprintf("handover %s to %s grant=%d/%d", key, nodeKey(c.Target, c.TargetPort), c.Epoch, c.Session)
 	case VerbBehind:
 		return fmt.Sprintf("behind %s grant=%d/%d", key, c.Epoch, c.Session)
 	}

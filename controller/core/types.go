@@ -83,10 +83,15 @@ type Command struct {
 	State     topology.State // state
 
 	// Epoch and Session of the in-sync grant that a state or behind command is
-	// about. A plain state command has HasSession false.
+	// about, or by which the target of a handover is in sync. A plain state command
+	// has HasSession false.
 	Epoch      uint64
 	Session    uint64
 	HasSession bool
+
+	// Target and TargetPort name the replica that takes the role over: handover.
+	Target     string
+	TargetPort int
 
 	Hello Hello // hello
 }
@@ -101,6 +106,7 @@ const (
 	VerbRole     Verb = "role"
 	VerbState    Verb = "state"
 	VerbBehind   Verb = "behind"
+	VerbHandover Verb = "handover"
 	VerbRemove   Verb = "remove"
 	VerbShutdown Verb = "shutdown"
 )

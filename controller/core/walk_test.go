@@ -34,6 +34,7 @@ func TestRandomWalk(t *testing.T) {
 			"catch up":      w.catchUp,
 			"take back":     w.takeBack,
 			"overtaken":     w.overtaken,
+			"hand over":     w.handOver,
 			"late command":  w.late,
 			"operator":      w.operate,
 			"settle":        w.settle,
@@ -68,6 +69,7 @@ type worldNode struct {
 	agent   bool
 	held    int
 	lsn     topology.LSN
+	granted Grant // the last one that its master gave it
 }
 
 type world struct {
@@ -82,13 +84,15 @@ type world struct {
 	nextID    uint64
 	lateCmd   []Command
 	session   uint64
-	persisted Durable // content of the Persist that ended last
-	plain     bool    // no operator has interfered
-	lost      bool    // the durable state was lost at least once
+	persisted Durable          // content of the Persist that ended last
+	plain     bool             // no operator has interfered
+	lost      bool             // the durable state was lost at least once
+	moved     int              // handovers that the controller carried out
+	refused   map[Command]bool // handovers that it refused, without their IDs
 }
 
 func newWorld(t *rapid.T) *world {
-	w := &world{t: t, now: 1_000_000, state: New(Durable{}), replies: map[uint64]func(Reply){}, plain: true}
+	w := &world{t: t, now: 1_000_000, state: New(Durable{}), replies: map[uint64]func(Reply){}, plain: true, refused: map[Command]bool{}}
 	for i := range rapid.IntRange(2, 5).Draw(t, "nodes") {
 		w.nodes = append(w.nodes, &worldNode{key: fmt.Sprintf("n%d:1", i), reach: true, held: -1})
 	}
@@ -122,6 +126,10 @@ func (w *world) input(in Input) {
 			}
 			w.sent = e.Update
 			w.heed()
+		case Decision:
+			if e.Reason == ReasonHandover {
+				w.moved++
+			}
 		case Persist, WriteConfig, ScaleTo, LabelNodes, WriteStatus:
 			w.pending = append(w.pending, e)
 		}
@@ -336,7 +344,47 @@ func (w *world) grant(n *worldNode) (Command, bool) {
 	w.session++
 	c := w.command(n.key, VerbState)
 	c.State, c.Epoch, c.Session, c.HasSession = topology.Active, e.Epoch, w.session, true
+	n.granted = Grant{e.Epoch, w.session}
 	return c, true
+}
+
+// handOver lets a node that takes itself for a master, by the last map, hand its
+// role to another one. The request may come late, or twice, as after a lost answer.
+func (w *world) handOver(t *rapid.T) {
+	from, to := w.pick(t), w.pick(t)
+	e, ok := w.sent.Map.Find(from.key)
+	if !ok || e.Role != topology.Master || from == to {
+		return
+	}
+	c := w.command(from.key, VerbHandover)
+	target := w.command(to.key, VerbHandover)
+	c.Target, c.TargetPort, c.Epoch, c.HasSession = target.Name, target.Port, e.Epoch, true
+	if to.granted.Epoch == e.Epoch {
+		c.Session = to.granted.Session
+	}
+	if rapid.Bool().Draw(t, "late") {
+		w.lateCmd = append(w.lateCmd, c)
+	}
+	if rapid.Bool().Draw(t, "now") {
+		w.askHandover(c)
+	}
+}
+
+func (w *world) askHandover(c Command) {
+	before := w.moved
+	asked := c
+	w.do(c, func(r Reply) {
+		to := w.state.Saved.node(nodeKey(c.Target, c.TargetPort))
+		switch {
+		case r.Err != "":
+			w.refused[asked] = true
+		case to != nil && w.state.Saved.epoch(to.Home) <= c.Epoch && !w.lost:
+			w.t.Fatalf("%s was told that it handed over, and epoch %d goes on\n%s", c.Name, c.Epoch, w.show())
+		}
+	})
+	if w.moved > before && w.refused[asked] && w.plain && !w.lost {
+		w.t.Fatalf("%s was refused and then carried out: its master may have written in between\n%s", Describe(asked), w.show())
+	}
 }
 
 func (w *world) takeBack(t *rapid.T) {
@@ -381,6 +429,10 @@ func (w *world) late(*rapid.T) {
 	if len(w.lateCmd) > 0 {
 		c := w.lateCmd[0]
 		w.lateCmd = w.lateCmd[1:]
+		if c.Verb == VerbHandover {
+			w.askHandover(c)
+			return
+		}
 		w.do(c, nil)
 	}
 }

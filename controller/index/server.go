@@ -272,13 +272,14 @@ func (s *Server) talk(ctx context.Context, c *serverConn) {
 }
 
 var verbs = map[text.Command]core.Verb{
-	text.CmdNodeAdd:    core.VerbAdd,
-	text.CmdNodeHello:  core.VerbHello,
-	text.CmdNodeRole:   core.VerbRole,
-	text.CmdNodeState:  core.VerbState,
-	text.CmdNodeBehind: core.VerbBehind,
-	text.CmdNodeRemove: core.VerbRemove,
-	text.CmdShutdown:   core.VerbShutdown,
+	text.CmdNodeAdd:      core.VerbAdd,
+	text.CmdNodeHello:    core.VerbHello,
+	text.CmdNodeRole:     core.VerbRole,
+	text.CmdNodeState:    core.VerbState,
+	text.CmdNodeBehind:   core.VerbBehind,
+	text.CmdNodeHandover: core.VerbHandover,
+	text.CmdNodeRemove:   core.VerbRemove,
+	text.CmdShutdown:     core.VerbShutdown,
 }
 
 // answer appends the reply to a request.
@@ -307,6 +308,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, req *text.Request) []by
 	reply, err := s.cfg.Cluster.Do(ctx, core.Command{
 		Verb: verb, Name: n.Name, Port: n.Port, Role: n.Role, Balance: n.Balance, Partition: n.Partition,
 		State: n.State, Epoch: n.Epoch, Session: n.Session, HasSession: n.HasSession,
+		Target: n.Target, TargetPort: n.TargetPort,
 		Hello: core.Hello{Instance: n.Instance, Partition: n.Partition, LSN: n.Position, History: n.History},
 	})
 	switch {

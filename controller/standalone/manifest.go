@@ -60,6 +60,7 @@ func validate(s *v1.FlareClusterSpec) error {
 		{"partitions", int64(s.Partitions), 1, 1023},
 		{"replicas", int64(s.Replicas), 1, 8},
 		{"partitionSize", int64(s.PartitionSize), 2, 4096},
+		{"replication.minInSync", int64(s.Replication.MinInSync), 1, int64(s.Replicas)},
 		{"rocksdb.walTtlSeconds", *r.WALTTLSeconds, 1, 31536000},
 		{"rocksdb.walSizeLimitMb", *r.WALSizeLimitMB, 0, 16777216},
 		{"rocksdb.resyncFailureThreshold", int64(*r.ResyncFailureThreshold), 1, 1000},

@@ -39,6 +39,7 @@ func TestParseManifest(t *testing.T) {
 		{"no partitions", spec("  replicas: 2\n"), "spec.partitions is 0: want 1 to 1023"},
 		{"too many replicas", spec("  partitions: 2\n  replicas: 9\n"), "spec.replicas is 9: want 1 to 8"},
 		{"partition size", manifest + "  partitionSize: 2\n", "spec.partitionSize is 2: want more than spec.partitions"},
+		{"more in sync than there are", manifest + "  replication: {minInSync: 9}\n", "spec.replication.minInSync is 9: want 1 to"},
 		{"mode", manifest + "  replication: {mode: eventual}\n", `spec.replication.mode is "eventual"`},
 		{"option out of range", manifest + "  rocksdb: {walSyncInterval: 1}\n", "spec.rocksdb.walSyncInterval is 1: want 10 to 60000"},
 		{"no yaml", "{", "yaml"},

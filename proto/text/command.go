@@ -40,48 +40,50 @@ const (
 	CmdNodeRemove
 	CmdNodeHello
 	CmdNodeBehind
+	CmdNodeHandover
 	CmdShutdown
 	commandCount
 )
 
 var commandWords = [commandCount]string{
-	CmdNone:        "none",
-	CmdGet:         "get",
-	CmdGets:        "gets",
-	CmdSet:         "set",
-	CmdAdd:         "add",
-	CmdReplace:     "replace",
-	CmdAppend:      "append",
-	CmdPrepend:     "prepend",
-	CmdCas:         "cas",
-	CmdIncr:        "incr",
-	CmdDecr:        "decr",
-	CmdDelete:      "delete",
-	CmdTouch:       "touch",
-	CmdGat:         "gat",
-	CmdKeys:        "keys",
-	CmdDump:        "dump",
-	CmdDumpKey:     "dump_key",
-	CmdFlushAll:    "flush_all",
-	CmdPing:        "ping",
-	CmdVersion:     "version",
-	CmdVerbosity:   "verbosity",
-	CmdStats:       "stats",
-	CmdShow:        "show",
-	CmdKill:        "kill",
-	CmdQuit:        "quit",
-	CmdNodeSync:    "node sync",
-	CmdReplicate:   "replicate",
-	CmdOrphanScan:  "orphan_scan",
-	CmdOrphanPurge: "orphan_purge",
-	CmdMeta:        "meta",
-	CmdNodeAdd:     "node add",
-	CmdNodeRole:    "node role",
-	CmdNodeState:   "node state",
-	CmdNodeRemove:  "node remove",
-	CmdNodeHello:   "node hello",
-	CmdNodeBehind:  "node behind",
-	CmdShutdown:    "shutdown",
+	CmdNone:         "none",
+	CmdGet:          "get",
+	CmdGets:         "gets",
+	CmdSet:          "set",
+	CmdAdd:          "add",
+	CmdReplace:      "replace",
+	CmdAppend:       "append",
+	CmdPrepend:      "prepend",
+	CmdCas:          "cas",
+	CmdIncr:         "incr",
+	CmdDecr:         "decr",
+	CmdDelete:       "delete",
+	CmdTouch:        "touch",
+	CmdGat:          "gat",
+	CmdKeys:         "keys",
+	CmdDump:         "dump",
+	CmdDumpKey:      "dump_key",
+	CmdFlushAll:     "flush_all",
+	CmdPing:         "ping",
+	CmdVersion:      "version",
+	CmdVerbosity:    "verbosity",
+	CmdStats:        "stats",
+	CmdShow:         "show",
+	CmdKill:         "kill",
+	CmdQuit:         "quit",
+	CmdNodeSync:     "node sync",
+	CmdReplicate:    "replicate",
+	CmdOrphanScan:   "orphan_scan",
+	CmdOrphanPurge:  "orphan_purge",
+	CmdMeta:         "meta",
+	CmdNodeAdd:      "node add",
+	CmdNodeRole:     "node role",
+	CmdNodeState:    "node state",
+	CmdNodeRemove:   "node remove",
+	CmdNodeHello:    "node hello",
+	CmdNodeBehind:   "node behind",
+	CmdNodeHandover: "node handover",
+	CmdShutdown:     "shutdown",
 }
 
 // String returns the command as it is written on the wire.
@@ -123,5 +125,5 @@ const (
 		1<<CmdOrphanScan | 1<<CmdOrphanPurge
 	// IndexCommands is what an index server answers.
 	IndexCommands = common | 1<<CmdMeta | 1<<CmdNodeAdd | 1<<CmdNodeRole | 1<<CmdNodeState | 1<<CmdNodeRemove |
-		1<<CmdNodeHello | 1<<CmdNodeBehind | 1<<CmdShutdown
+		1<<CmdNodeHello | 1<<CmdNodeBehind | 1<<CmdNodeHandover | 1<<CmdShutdown
 )

@@ -80,7 +80,7 @@ func AppendRequest(dst []byte, req *Request, via []string) []byte {
 		dst = appendUint(dst, rep.Position.Epoch)
 		dst = appendUint(dst, rep.Position.Index)
 		dst = appendInt(dst, int64(rep.Proto))
-	case CmdShutdown, CmdNodeAdd, CmdNodeRole, CmdNodeState, CmdNodeRemove, CmdNodeHello, CmdNodeBehind:
+	case CmdShutdown, CmdNodeAdd, CmdNodeRole, CmdNodeState, CmdNodeRemove, CmdNodeHello, CmdNodeBehind, CmdNodeHandover:
 		dst = appendNodeArgs(dst, req)
 	}
 	return append(dst, crlf...)
@@ -139,6 +139,9 @@ func appendNodeArgs(dst []byte, req *Request) []byte {
 		if n.HasSession && n.State == topology.Active {
 			dst = appendUint(appendUint(dst, n.Epoch), n.Session)
 		}
+	case CmdNodeHandover:
+		dst = appendInt(appendWord(dst, n.Target), int64(n.TargetPort))
+		dst = appendUint(appendUint(dst, n.Epoch), n.Session)
 	case CmdNodeBehind:
 		dst = appendUint(appendUint(dst, n.Epoch), n.Session)
 	case CmdNodeHello:

@@ -448,16 +448,17 @@ func orNone(w []byte) string {
 
 // node reads: name port
 func (p *parser) node() *ProtocolError {
-	name := p.word()
-	if len(name) == 0 || len(name) > MaxWordLength {
+	var ok bool
+	if p.req.Node.Name, p.req.Node.Port, ok = p.namePort(); !ok {
 		return refuse(ReasonBadArguments)
 	}
-	port, ok := parseInt(p.number())
-	if !ok || int64(int32(port)) != port {
-		return refuse(ReasonBadArguments)
-	}
-	p.req.Node.Name, p.req.Node.Port = string(name), int(port)
 	return nil
+}
+
+func (p *parser) namePort() (name string, port int, ok bool) {
+	w := p.word()
+	n, ok := parseInt(p.number())
+	return string(w), int(n), ok && len(w) > 0 && len(w) <= MaxWordLength && int64(int32(n)) == n
 }
 
 // nodeCommand reads what follows the word node.
@@ -487,6 +488,8 @@ func (p *parser) nodeCommand() *ProtocolError {
 		req.Command = CmdNodeHello
 	case "behind":
 		req.Command = CmdNodeBehind
+	case "handover":
+		req.Command = CmdNodeHandover
 	default:
 		return refuse(ReasonUnknownCommand)
 	}
@@ -503,6 +506,12 @@ func (p *parser) nodeCommand() *ProtocolError {
 		e = p.state()
 	case CmdNodeHello:
 		e = p.hello()
+	case CmdNodeHandover:
+		var ok bool
+		req.Node.Target, req.Node.TargetPort, ok = p.namePort()
+		if !ok || !p.session() {
+			e = refuse(ReasonBadArguments)
+		}
 	case CmdNodeBehind:
 		if !p.session() {
 			e = refuse(ReasonBadArguments)

@@ -53,7 +53,7 @@ type Request struct {
 	ThreadID  int64           // kill
 	Rate      int32           // orphan_purge: keys a second, 0 if absent
 	Dump      Dump            // dump, dump_key
-	Node      NodeArgs        // node add, role, state, remove, hello, behind, shutdown
+	Node      NodeArgs        // node add, role, state, remove, hello, behind, handover, shutdown
 	Nodes     []topology.Node // node sync
 	Replicate Replicate
 }
@@ -83,8 +83,12 @@ type NodeArgs struct {
 	Balance   int            // node role, -1 if absent
 	Partition int            // node role, -1 if absent; node hello: the partition whose data it holds, -1 none
 
-	// Epoch and Session name the in-sync grant a replica reports (node state active, if HasSession) or a master
-	// withdraws (node behind).
+	// Target and TargetPort name the replica that a master hands its role to (node handover).
+	Target     string
+	TargetPort int
+
+	// Epoch and Session name the in-sync grant a replica reports (node state active, if HasSession), a master
+	// withdraws (node behind), or by which the target of node handover is in sync.
 	Epoch      uint64
 	Session    uint64
 	HasSession bool

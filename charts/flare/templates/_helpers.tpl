@@ -85,6 +85,9 @@ app.kubernetes.io/name={{ include "flare.name" .root }},app.kubernetes.io/instan
 {{- if le (int .Values.partitionSize) (int .Values.partitions) -}}
 {{- fail (printf "partitionSize (%d) must be greater than partitions (%d)" (int .Values.partitionSize) (int .Values.partitions)) -}}
 {{- end -}}
+{{- if gt (int .Values.replication.minInSync) (int .Values.replicas) -}}
+{{- fail (printf "replication.minInSync (%d) must not be greater than replicas (%d): no write would ever be taken" (int .Values.replication.minInSync) (int .Values.replicas)) -}}
+{{- end -}}
 {{- /* Nothing is looked up where there is nothing yet: the lookup of an unknown kind is an error. */ -}}
 {{- if .Capabilities.APIVersions.Has "flarekv.io/v1/FlareCluster" -}}
 {{- $live := lookup "flarekv.io/v1" "FlareCluster" .Release.Namespace (include "flare.fullname" .) -}}

@@ -88,8 +88,8 @@ func TestSchemaDefaultsEqualGoDefaults(t *testing.T) {
 		}
 	}
 	walk("spec", loadSchema(t).Properties["spec"], byGo)
-	if checked != 9 {
-		t.Errorf("%d defaults compared, want 9", checked)
+	if checked != 10 {
+		t.Errorf("%d defaults compared, want 10", checked)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 // are repeated here for specs that never went through one.
 const (
 	DefaultPartitionSize          = 1024
+	DefaultMinInSync              = 1
 	DefaultWALTTLSeconds          = 10800
 	DefaultWALSizeLimitMB         = 0
 	DefaultSyncWrites             = false
@@ -29,6 +30,9 @@ func (s *FlareClusterSpec) Default() {
 	}
 	if s.Replication.Mode == "" {
 		s.Replication.Mode = ReplicationSync
+	}
+	if s.Replication.MinInSync == 0 {
+		s.Replication.MinInSync = DefaultMinInSync
 	}
 	r := &s.RocksDB
 	orElse(&r.WALTTLSeconds, DefaultWALTTLSeconds)
@@ -58,6 +62,7 @@ func RenderConfig(spec FlareClusterSpec) string {
 	b.WriteString(renderHeader + "\n")
 	for _, o := range []struct{ key, value string }{
 		{"replication-type", string(s.Replication.Mode)},
+		{"replication-min-in-sync", strconv.FormatInt(int64(s.Replication.MinInSync), 10)},
 		{"rocksdb-wal-ttl-seconds", strconv.FormatInt(*r.WALTTLSeconds, 10)},
 		{"rocksdb-wal-size-limit-mb", strconv.FormatInt(*r.WALSizeLimitMB, 10)},
 		{"rocksdb-sync-writes", strconv.FormatBool(*r.SyncWrites)},

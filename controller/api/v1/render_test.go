@@ -6,6 +6,7 @@ import (
 
 const defaultConfig = `# Rendered by flare-controller from the FlareCluster resource; edits are overwritten.
 replication-type = sync
+replication-min-in-sync = 1
 rocksdb-wal-ttl-seconds = 10800
 rocksdb-wal-size-limit-mb = 0
 rocksdb-sync-writes = false
@@ -26,7 +27,7 @@ func TestRenderConfig(t *testing.T) {
 		{"empty spec gives the defaults", FlareClusterSpec{}, defaultConfig},
 		{"explicit defaults give the same bytes", explicit, defaultConfig},
 		{"every field", FlareClusterSpec{
-			Replication: ReplicationSpec{Mode: ReplicationAsync},
+			Replication: ReplicationSpec{Mode: ReplicationAsync, MinInSync: 2},
 			RocksDB: RocksDBSpec{
 				WALTTLSeconds:          new(int64(60)),
 				WALSizeLimitMB:         new(int64(512)),
@@ -38,6 +39,7 @@ func TestRenderConfig(t *testing.T) {
 			},
 		}, `# Rendered by flare-controller from the FlareCluster resource; edits are overwritten.
 replication-type = async
+replication-min-in-sync = 2
 rocksdb-wal-ttl-seconds = 60
 rocksdb-wal-size-limit-mb = 512
 rocksdb-sync-writes = true

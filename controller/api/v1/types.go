@@ -49,6 +49,7 @@ type FlareClusterList struct {
 // +kubebuilder:validation:XValidation:rule="self.partitions <= oldSelf.partitions",message="partitions cannot be increased by this version; create a second cluster with more partitions and move the data by cluster replication",reason=FieldValueForbidden,fieldPath=".partitions"
 // +kubebuilder:validation:XValidation:rule="self.partitionSize == oldSelf.partitionSize",message="partitionSize is immutable: it decides which partition a key belongs to",reason=FieldValueForbidden,fieldPath=".partitionSize"
 // +kubebuilder:validation:XValidation:rule="self.partitionSize > self.partitions",message="partitionSize must be greater than partitions",reason=FieldValueInvalid,fieldPath=".partitionSize"
+// +kubebuilder:validation:XValidation:rule="!has(self.replication.minInSync) || self.replication.minInSync <= self.replicas",message="replication.minInSync must not be greater than replicas: no write would ever be taken",reason=FieldValueInvalid,fieldPath=".replication.minInSync"
 type FlareClusterSpec struct {
 	// Number of partitions that the key space is split into. Each has one master.
 	// +kubebuilder:validation:Minimum=1
@@ -102,6 +103,15 @@ type ReplicationSpec struct {
 	// +kubebuilder:default=sync
 	// +optional
 	Mode ReplicationMode `json:"mode,omitempty"`
+
+	// Nodes of a partition, the master included, that must be in sync for the
+	// partition to take writes; below it they are refused, and reads go on. 1: writes
+	// go on with the master alone. Of no effect in mode async.
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=8
+	// +optional
+	MinInSync int32 `json:"minInSync,omitempty"`
 }
 
 // RocksDBSpec holds the storage options. An absent field takes its default.

@@ -964,6 +964,117 @@ func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
 	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
+// HandoverRequest names who shall become the master.
+type HandoverRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port of a replica in sync; empty for the one that lacks least.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// How long the replica may take to come close enough for writes to be paused;
+	// absent for 5 s, at most a minute. The pause itself has a bound of its own.
+	Deadline *durationpb.Duration `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Whether to tell only what would be done, or why it would not.
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandoverRequest) Reset() {
+	*x = HandoverRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoverRequest) ProtoMessage() {}
+
+func (x *HandoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoverRequest.ProtoReflect.Descriptor instead.
+func (*HandoverRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *HandoverRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *HandoverRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *HandoverRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// HandoverResponse tells how it went.
+type HandoverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was done; of a dry run, what would be.
+	Handover      *Handover `protobuf:"bytes,1,opt,name=handover,proto3" json:"handover,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandoverResponse) Reset() {
+	*x = HandoverResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoverResponse) ProtoMessage() {}
+
+func (x *HandoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoverResponse.ProtoReflect.Descriptor instead.
+func (*HandoverResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *HandoverResponse) GetHandover() *Handover {
+	if x != nil {
+		return x.Handover
+	}
+	return nil
+}
+
 var File_flare_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_agent_proto_rawDesc = "" +
@@ -1020,7 +1131,13 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"\tdirectory\x18\x02 \x01(\tR\tdirectory\"7\n" +
 	"\x17DeleteCheckpointRequest\x12\x1c\n" +
 	"\tdirectory\x18\x01 \x01(\tR\tdirectory\"\x1a\n" +
-	"\x18DeleteCheckpointResponse2\xea\x05\n" +
+	"\x18DeleteCheckpointResponse\"y\n" +
+	"\x0fHandoverRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x125\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"H\n" +
+	"\x10HandoverResponse\x124\n" +
+	"\bhandover\x18\x01 \x01(\v2\x18.flare.agent.v1.HandoverR\bhandover2\xb9\x06\n" +
 	"\fAgentService\x12P\n" +
 	"\tGetStatus\x12 .flare.agent.v1.GetStatusRequest\x1a!.flare.agent.v1.GetStatusResponse\x12X\n" +
 	"\vWatchStatus\x12\".flare.agent.v1.WatchStatusRequest\x1a#.flare.agent.v1.WatchStatusResponse0\x01\x12U\n" +
@@ -1030,7 +1147,8 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"\x06Resync\x12\x1d.flare.agent.v1.ResyncRequest\x1a\x1e.flare.agent.v1.ResyncResponse0\x01\x12g\n" +
 	"\x10CreateCheckpoint\x12'.flare.agent.v1.CreateCheckpointRequest\x1a(.flare.agent.v1.CreateCheckpointResponse0\x01\x12b\n" +
 	"\x0fListCheckpoints\x12&.flare.agent.v1.ListCheckpointsRequest\x1a'.flare.agent.v1.ListCheckpointsResponse\x12e\n" +
-	"\x10DeleteCheckpoint\x12'.flare.agent.v1.DeleteCheckpointRequest\x1a(.flare.agent.v1.DeleteCheckpointResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
+	"\x10DeleteCheckpoint\x12'.flare.agent.v1.DeleteCheckpointRequest\x1a(.flare.agent.v1.DeleteCheckpointResponse\x12M\n" +
+	"\bHandover\x12\x1f.flare.agent.v1.HandoverRequest\x1a .flare.agent.v1.HandoverResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_flare_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -1044,7 +1162,7 @@ func file_flare_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_agent_proto_rawDescData
 }
 
-var file_flare_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_flare_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_flare_agent_v1_agent_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),         // 0: flare.agent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),        // 1: flare.agent.v1.GetStatusResponse
@@ -1064,52 +1182,59 @@ var file_flare_agent_v1_agent_proto_goTypes = []any{
 	(*ListCheckpointsResponse)(nil),  // 15: flare.agent.v1.ListCheckpointsResponse
 	(*DeleteCheckpointRequest)(nil),  // 16: flare.agent.v1.DeleteCheckpointRequest
 	(*DeleteCheckpointResponse)(nil), // 17: flare.agent.v1.DeleteCheckpointResponse
-	(*NodeStatus)(nil),               // 18: flare.agent.v1.NodeStatus
-	(*durationpb.Duration)(nil),      // 19: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 20: google.protobuf.Timestamp
-	(*OptionStatus)(nil),             // 21: flare.agent.v1.OptionStatus
-	(*OrphanProgress)(nil),           // 22: flare.agent.v1.OrphanProgress
-	(Tier)(0),                        // 23: flare.agent.v1.Tier
-	(*ResyncProgress)(nil),           // 24: flare.agent.v1.ResyncProgress
-	(*BackupProgress)(nil),           // 25: flare.agent.v1.BackupProgress
-	(*Backup)(nil),                   // 26: flare.agent.v1.Backup
+	(*HandoverRequest)(nil),          // 18: flare.agent.v1.HandoverRequest
+	(*HandoverResponse)(nil),         // 19: flare.agent.v1.HandoverResponse
+	(*NodeStatus)(nil),               // 20: flare.agent.v1.NodeStatus
+	(*durationpb.Duration)(nil),      // 21: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 22: google.protobuf.Timestamp
+	(*OptionStatus)(nil),             // 23: flare.agent.v1.OptionStatus
+	(*OrphanProgress)(nil),           // 24: flare.agent.v1.OrphanProgress
+	(Tier)(0),                        // 25: flare.agent.v1.Tier
+	(*ResyncProgress)(nil),           // 26: flare.agent.v1.ResyncProgress
+	(*BackupProgress)(nil),           // 27: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                   // 28: flare.agent.v1.Backup
+	(*Handover)(nil),                 // 29: flare.agent.v1.Handover
 }
 var file_flare_agent_v1_agent_proto_depIdxs = []int32{
 	4,  // 0: flare.agent.v1.GetStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
 	4,  // 1: flare.agent.v1.WatchStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
-	18, // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
+	20, // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
 	5,  // 3: flare.agent.v1.AgentStatus.config:type_name -> flare.agent.v1.ConfigStatus
-	19, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
-	20, // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
-	20, // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
-	21, // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
-	22, // 8: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	22, // 9: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	23, // 10: flare.agent.v1.ResyncRequest.tier:type_name -> flare.agent.v1.Tier
-	24, // 11: flare.agent.v1.ResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
-	25, // 12: flare.agent.v1.CreateCheckpointResponse.progress:type_name -> flare.agent.v1.BackupProgress
-	26, // 13: flare.agent.v1.ListCheckpointsResponse.backups:type_name -> flare.agent.v1.Backup
-	0,  // 14: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
-	2,  // 15: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
-	6,  // 16: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
-	8,  // 17: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
-	10, // 18: flare.agent.v1.AgentService.Resync:input_type -> flare.agent.v1.ResyncRequest
-	12, // 19: flare.agent.v1.AgentService.CreateCheckpoint:input_type -> flare.agent.v1.CreateCheckpointRequest
-	14, // 20: flare.agent.v1.AgentService.ListCheckpoints:input_type -> flare.agent.v1.ListCheckpointsRequest
-	16, // 21: flare.agent.v1.AgentService.DeleteCheckpoint:input_type -> flare.agent.v1.DeleteCheckpointRequest
-	1,  // 22: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
-	3,  // 23: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
-	7,  // 24: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
-	9,  // 25: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
-	11, // 26: flare.agent.v1.AgentService.Resync:output_type -> flare.agent.v1.ResyncResponse
-	13, // 27: flare.agent.v1.AgentService.CreateCheckpoint:output_type -> flare.agent.v1.CreateCheckpointResponse
-	15, // 28: flare.agent.v1.AgentService.ListCheckpoints:output_type -> flare.agent.v1.ListCheckpointsResponse
-	17, // 29: flare.agent.v1.AgentService.DeleteCheckpoint:output_type -> flare.agent.v1.DeleteCheckpointResponse
-	22, // [22:30] is the sub-list for method output_type
-	14, // [14:22] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	21, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
+	22, // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
+	22, // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
+	23, // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
+	24, // 8: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	24, // 9: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	25, // 10: flare.agent.v1.ResyncRequest.tier:type_name -> flare.agent.v1.Tier
+	26, // 11: flare.agent.v1.ResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
+	27, // 12: flare.agent.v1.CreateCheckpointResponse.progress:type_name -> flare.agent.v1.BackupProgress
+	28, // 13: flare.agent.v1.ListCheckpointsResponse.backups:type_name -> flare.agent.v1.Backup
+	21, // 14: flare.agent.v1.HandoverRequest.deadline:type_name -> google.protobuf.Duration
+	29, // 15: flare.agent.v1.HandoverResponse.handover:type_name -> flare.agent.v1.Handover
+	0,  // 16: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
+	2,  // 17: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
+	6,  // 18: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
+	8,  // 19: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
+	10, // 20: flare.agent.v1.AgentService.Resync:input_type -> flare.agent.v1.ResyncRequest
+	12, // 21: flare.agent.v1.AgentService.CreateCheckpoint:input_type -> flare.agent.v1.CreateCheckpointRequest
+	14, // 22: flare.agent.v1.AgentService.ListCheckpoints:input_type -> flare.agent.v1.ListCheckpointsRequest
+	16, // 23: flare.agent.v1.AgentService.DeleteCheckpoint:input_type -> flare.agent.v1.DeleteCheckpointRequest
+	18, // 24: flare.agent.v1.AgentService.Handover:input_type -> flare.agent.v1.HandoverRequest
+	1,  // 25: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
+	3,  // 26: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
+	7,  // 27: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
+	9,  // 28: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
+	11, // 29: flare.agent.v1.AgentService.Resync:output_type -> flare.agent.v1.ResyncResponse
+	13, // 30: flare.agent.v1.AgentService.CreateCheckpoint:output_type -> flare.agent.v1.CreateCheckpointResponse
+	15, // 31: flare.agent.v1.AgentService.ListCheckpoints:output_type -> flare.agent.v1.ListCheckpointsResponse
+	17, // 32: flare.agent.v1.AgentService.DeleteCheckpoint:output_type -> flare.agent.v1.DeleteCheckpointResponse
+	19, // 33: flare.agent.v1.AgentService.Handover:output_type -> flare.agent.v1.HandoverResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_agent_proto_init() }
@@ -1124,7 +1249,7 @@ func file_flare_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_agent_proto_rawDesc), len(file_flare_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

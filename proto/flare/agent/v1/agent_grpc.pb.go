@@ -27,6 +27,7 @@ const (
 	AgentService_CreateCheckpoint_FullMethodName = "/flare.agent.v1.AgentService/CreateCheckpoint"
 	AgentService_ListCheckpoints_FullMethodName  = "/flare.agent.v1.AgentService/ListCheckpoints"
 	AgentService_DeleteCheckpoint_FullMethodName = "/flare.agent.v1.AgentService/DeleteCheckpoint"
+	AgentService_Handover_FullMethodName         = "/flare.agent.v1.AgentService/Handover"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -63,6 +64,13 @@ type AgentServiceClient interface {
 	ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsResponse, error)
 	// DeleteCheckpoint removes one. Refusals: invalid_name, not_found, already_running.
 	DeleteCheckpoint(ctx context.Context, in *DeleteCheckpointRequest, opts ...grpc.CallOption) (*DeleteCheckpointResponse, error)
+	// Handover makes another node the master of the partition whose master this
+	// pod's node is. Clients see a pause and no error: writes wait until the replica
+	// has everything and is the master, and are then forwarded to it. What is not
+	// done is taken back, with the reason in the status' details: not_master,
+	// no_in_sync_replica, target_not_in_sync, already_running, deadline, cancelled,
+	// index_unreachable, or index_refused: and what the index says.
+	Handover(ctx context.Context, in *HandoverRequest, opts ...grpc.CallOption) (*HandoverResponse, error)
 }
 
 type agentServiceClient struct {
@@ -198,6 +206,16 @@ func (c *agentServiceClient) DeleteCheckpoint(ctx context.Context, in *DeleteChe
 	return out, nil
 }
 
+func (c *agentServiceClient) Handover(ctx context.Context, in *HandoverRequest, opts ...grpc.CallOption) (*HandoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HandoverResponse)
+	err := c.cc.Invoke(ctx, AgentService_Handover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -232,6 +250,13 @@ type AgentServiceServer interface {
 	ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsResponse, error)
 	// DeleteCheckpoint removes one. Refusals: invalid_name, not_found, already_running.
 	DeleteCheckpoint(context.Context, *DeleteCheckpointRequest) (*DeleteCheckpointResponse, error)
+	// Handover makes another node the master of the partition whose master this
+	// pod's node is. Clients see a pause and no error: writes wait until the replica
+	// has everything and is the master, and are then forwarded to it. What is not
+	// done is taken back, with the reason in the status' details: not_master,
+	// no_in_sync_replica, target_not_in_sync, already_running, deadline, cancelled,
+	// index_unreachable, or index_refused: and what the index says.
+	Handover(context.Context, *HandoverRequest) (*HandoverResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -265,6 +290,9 @@ func (UnimplementedAgentServiceServer) ListCheckpoints(context.Context, *ListChe
 }
 func (UnimplementedAgentServiceServer) DeleteCheckpoint(context.Context, *DeleteCheckpointRequest) (*DeleteCheckpointResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteCheckpoint not implemented")
+}
+func (UnimplementedAgentServiceServer) Handover(context.Context, *HandoverRequest) (*HandoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Handover not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -396,6 +424,24 @@ func _AgentService_DeleteCheckpoint_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentService_Handover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HandoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).Handover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_Handover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).Handover(ctx, req.(*HandoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -414,6 +460,10 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteCheckpoint",
 			Handler:    _AgentService_DeleteCheckpoint_Handler,
+		},
+		{
+			MethodName: "Handover",
+			Handler:    _AgentService_Handover_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

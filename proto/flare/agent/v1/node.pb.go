@@ -9,6 +9,7 @@ package agentv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -748,11 +749,121 @@ func (*DropBackupResponse) Descriptor() ([]byte, []int) {
 	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
+// HandOverMasterRequest names who shall become the master.
+type HandOverMasterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port of a replica in sync; empty for the one that lacks least.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// How long the replica may take to come close; absent for flared's default.
+	Deadline *durationpb.Duration `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Whether to tell only what would be done.
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandOverMasterRequest) Reset() {
+	*x = HandOverMasterRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandOverMasterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandOverMasterRequest) ProtoMessage() {}
+
+func (x *HandOverMasterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandOverMasterRequest.ProtoReflect.Descriptor instead.
+func (*HandOverMasterRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *HandOverMasterRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *HandOverMasterRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *HandOverMasterRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// HandOverMasterResponse tells how it went.
+type HandOverMasterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was done.
+	Handover      *Handover `protobuf:"bytes,1,opt,name=handover,proto3" json:"handover,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandOverMasterResponse) Reset() {
+	*x = HandOverMasterResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandOverMasterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandOverMasterResponse) ProtoMessage() {}
+
+func (x *HandOverMasterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandOverMasterResponse.ProtoReflect.Descriptor instead.
+func (*HandOverMasterResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *HandOverMasterResponse) GetHandover() *Handover {
+	if x != nil {
+		return x.Handover
+	}
+	return nil
+}
+
 var File_flare_agent_v1_node_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x19flare/agent/v1/node.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/types.proto\"\x12\n" +
+	"\x19flare/agent/v1/node.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\"\x12\n" +
 	"\x10WatchNodeRequest\"G\n" +
 	"\x11WatchNodeResponse\x122\n" +
 	"\x06status\x18\x01 \x01(\v2\x1a.flare.agent.v1.NodeStatusR\x06status\")\n" +
@@ -783,7 +894,13 @@ const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\tdirectory\x18\x02 \x01(\tR\tdirectory\"'\n" +
 	"\x11DropBackupRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
-	"\x12DropBackupResponse2\xd1\x05\n" +
+	"\x12DropBackupResponse\"\x7f\n" +
+	"\x15HandOverMasterRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x125\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"N\n" +
+	"\x16HandOverMasterResponse\x124\n" +
+	"\bhandover\x18\x01 \x01(\v2\x18.flare.agent.v1.HandoverR\bhandover2\xb2\x06\n" +
 	"\vNodeService\x12R\n" +
 	"\tWatchNode\x12 .flare.agent.v1.WatchNodeRequest\x1a!.flare.agent.v1.WatchNodeResponse0\x01\x12Y\n" +
 	"\fApplyOptions\x12#.flare.agent.v1.ApplyOptionsRequest\x1a$.flare.agent.v1.ApplyOptionsResponse\x12X\n" +
@@ -794,7 +911,8 @@ const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"MakeBackup\x12!.flare.agent.v1.MakeBackupRequest\x1a\".flare.agent.v1.MakeBackupResponse0\x01\x12V\n" +
 	"\vListBackups\x12\".flare.agent.v1.ListBackupsRequest\x1a#.flare.agent.v1.ListBackupsResponse\x12S\n" +
 	"\n" +
-	"DropBackup\x12!.flare.agent.v1.DropBackupRequest\x1a\".flare.agent.v1.DropBackupResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
+	"DropBackup\x12!.flare.agent.v1.DropBackupRequest\x1a\".flare.agent.v1.DropBackupResponse\x12_\n" +
+	"\x0eHandOverMaster\x12%.flare.agent.v1.HandOverMasterRequest\x1a&.flare.agent.v1.HandOverMasterResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_flare_agent_v1_node_proto_rawDescOnce sync.Once
@@ -808,62 +926,70 @@ func file_flare_agent_v1_node_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_node_proto_rawDescData
 }
 
-var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_flare_agent_v1_node_proto_goTypes = []any{
-	(*WatchNodeRequest)(nil),     // 0: flare.agent.v1.WatchNodeRequest
-	(*WatchNodeResponse)(nil),    // 1: flare.agent.v1.WatchNodeResponse
-	(*ApplyOptionsRequest)(nil),  // 2: flare.agent.v1.ApplyOptionsRequest
-	(*ApplyOptionsResponse)(nil), // 3: flare.agent.v1.ApplyOptionsResponse
-	(*ScanOrphansRequest)(nil),   // 4: flare.agent.v1.ScanOrphansRequest
-	(*ScanOrphansResponse)(nil),  // 5: flare.agent.v1.ScanOrphansResponse
-	(*PurgeOrphansRequest)(nil),  // 6: flare.agent.v1.PurgeOrphansRequest
-	(*PurgeOrphansResponse)(nil), // 7: flare.agent.v1.PurgeOrphansResponse
-	(*StartResyncRequest)(nil),   // 8: flare.agent.v1.StartResyncRequest
-	(*StartResyncResponse)(nil),  // 9: flare.agent.v1.StartResyncResponse
-	(*MakeBackupRequest)(nil),    // 10: flare.agent.v1.MakeBackupRequest
-	(*MakeBackupResponse)(nil),   // 11: flare.agent.v1.MakeBackupResponse
-	(*ListBackupsRequest)(nil),   // 12: flare.agent.v1.ListBackupsRequest
-	(*ListBackupsResponse)(nil),  // 13: flare.agent.v1.ListBackupsResponse
-	(*DropBackupRequest)(nil),    // 14: flare.agent.v1.DropBackupRequest
-	(*DropBackupResponse)(nil),   // 15: flare.agent.v1.DropBackupResponse
-	(*NodeStatus)(nil),           // 16: flare.agent.v1.NodeStatus
-	(*OptionStatus)(nil),         // 17: flare.agent.v1.OptionStatus
-	(*OrphanProgress)(nil),       // 18: flare.agent.v1.OrphanProgress
-	(Tier)(0),                    // 19: flare.agent.v1.Tier
-	(*ResyncProgress)(nil),       // 20: flare.agent.v1.ResyncProgress
-	(*BackupProgress)(nil),       // 21: flare.agent.v1.BackupProgress
-	(*Backup)(nil),               // 22: flare.agent.v1.Backup
+	(*WatchNodeRequest)(nil),       // 0: flare.agent.v1.WatchNodeRequest
+	(*WatchNodeResponse)(nil),      // 1: flare.agent.v1.WatchNodeResponse
+	(*ApplyOptionsRequest)(nil),    // 2: flare.agent.v1.ApplyOptionsRequest
+	(*ApplyOptionsResponse)(nil),   // 3: flare.agent.v1.ApplyOptionsResponse
+	(*ScanOrphansRequest)(nil),     // 4: flare.agent.v1.ScanOrphansRequest
+	(*ScanOrphansResponse)(nil),    // 5: flare.agent.v1.ScanOrphansResponse
+	(*PurgeOrphansRequest)(nil),    // 6: flare.agent.v1.PurgeOrphansRequest
+	(*PurgeOrphansResponse)(nil),   // 7: flare.agent.v1.PurgeOrphansResponse
+	(*StartResyncRequest)(nil),     // 8: flare.agent.v1.StartResyncRequest
+	(*StartResyncResponse)(nil),    // 9: flare.agent.v1.StartResyncResponse
+	(*MakeBackupRequest)(nil),      // 10: flare.agent.v1.MakeBackupRequest
+	(*MakeBackupResponse)(nil),     // 11: flare.agent.v1.MakeBackupResponse
+	(*ListBackupsRequest)(nil),     // 12: flare.agent.v1.ListBackupsRequest
+	(*ListBackupsResponse)(nil),    // 13: flare.agent.v1.ListBackupsResponse
+	(*DropBackupRequest)(nil),      // 14: flare.agent.v1.DropBackupRequest
+	(*DropBackupResponse)(nil),     // 15: flare.agent.v1.DropBackupResponse
+	(*HandOverMasterRequest)(nil),  // 16: flare.agent.v1.HandOverMasterRequest
+	(*HandOverMasterResponse)(nil), // 17: flare.agent.v1.HandOverMasterResponse
+	(*NodeStatus)(nil),             // 18: flare.agent.v1.NodeStatus
+	(*OptionStatus)(nil),           // 19: flare.agent.v1.OptionStatus
+	(*OrphanProgress)(nil),         // 20: flare.agent.v1.OrphanProgress
+	(Tier)(0),                      // 21: flare.agent.v1.Tier
+	(*ResyncProgress)(nil),         // 22: flare.agent.v1.ResyncProgress
+	(*BackupProgress)(nil),         // 23: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                 // 24: flare.agent.v1.Backup
+	(*durationpb.Duration)(nil),    // 25: google.protobuf.Duration
+	(*Handover)(nil),               // 26: flare.agent.v1.Handover
 }
 var file_flare_agent_v1_node_proto_depIdxs = []int32{
-	16, // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
-	17, // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
-	18, // 2: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	18, // 3: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	19, // 4: flare.agent.v1.StartResyncRequest.tier:type_name -> flare.agent.v1.Tier
-	20, // 5: flare.agent.v1.StartResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
-	21, // 6: flare.agent.v1.MakeBackupResponse.progress:type_name -> flare.agent.v1.BackupProgress
-	22, // 7: flare.agent.v1.ListBackupsResponse.backups:type_name -> flare.agent.v1.Backup
-	0,  // 8: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
-	2,  // 9: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
-	4,  // 10: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
-	6,  // 11: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
-	8,  // 12: flare.agent.v1.NodeService.StartResync:input_type -> flare.agent.v1.StartResyncRequest
-	10, // 13: flare.agent.v1.NodeService.MakeBackup:input_type -> flare.agent.v1.MakeBackupRequest
-	12, // 14: flare.agent.v1.NodeService.ListBackups:input_type -> flare.agent.v1.ListBackupsRequest
-	14, // 15: flare.agent.v1.NodeService.DropBackup:input_type -> flare.agent.v1.DropBackupRequest
-	1,  // 16: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
-	3,  // 17: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
-	5,  // 18: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
-	7,  // 19: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
-	9,  // 20: flare.agent.v1.NodeService.StartResync:output_type -> flare.agent.v1.StartResyncResponse
-	11, // 21: flare.agent.v1.NodeService.MakeBackup:output_type -> flare.agent.v1.MakeBackupResponse
-	13, // 22: flare.agent.v1.NodeService.ListBackups:output_type -> flare.agent.v1.ListBackupsResponse
-	15, // 23: flare.agent.v1.NodeService.DropBackup:output_type -> flare.agent.v1.DropBackupResponse
-	16, // [16:24] is the sub-list for method output_type
-	8,  // [8:16] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	18, // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
+	19, // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
+	20, // 2: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	20, // 3: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	21, // 4: flare.agent.v1.StartResyncRequest.tier:type_name -> flare.agent.v1.Tier
+	22, // 5: flare.agent.v1.StartResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
+	23, // 6: flare.agent.v1.MakeBackupResponse.progress:type_name -> flare.agent.v1.BackupProgress
+	24, // 7: flare.agent.v1.ListBackupsResponse.backups:type_name -> flare.agent.v1.Backup
+	25, // 8: flare.agent.v1.HandOverMasterRequest.deadline:type_name -> google.protobuf.Duration
+	26, // 9: flare.agent.v1.HandOverMasterResponse.handover:type_name -> flare.agent.v1.Handover
+	0,  // 10: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
+	2,  // 11: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
+	4,  // 12: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
+	6,  // 13: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
+	8,  // 14: flare.agent.v1.NodeService.StartResync:input_type -> flare.agent.v1.StartResyncRequest
+	10, // 15: flare.agent.v1.NodeService.MakeBackup:input_type -> flare.agent.v1.MakeBackupRequest
+	12, // 16: flare.agent.v1.NodeService.ListBackups:input_type -> flare.agent.v1.ListBackupsRequest
+	14, // 17: flare.agent.v1.NodeService.DropBackup:input_type -> flare.agent.v1.DropBackupRequest
+	16, // 18: flare.agent.v1.NodeService.HandOverMaster:input_type -> flare.agent.v1.HandOverMasterRequest
+	1,  // 19: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
+	3,  // 20: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
+	5,  // 21: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
+	7,  // 22: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
+	9,  // 23: flare.agent.v1.NodeService.StartResync:output_type -> flare.agent.v1.StartResyncResponse
+	11, // 24: flare.agent.v1.NodeService.MakeBackup:output_type -> flare.agent.v1.MakeBackupResponse
+	13, // 25: flare.agent.v1.NodeService.ListBackups:output_type -> flare.agent.v1.ListBackupsResponse
+	15, // 26: flare.agent.v1.NodeService.DropBackup:output_type -> flare.agent.v1.DropBackupResponse
+	17, // 27: flare.agent.v1.NodeService.HandOverMaster:output_type -> flare.agent.v1.HandOverMasterResponse
+	19, // [19:28] is the sub-list for method output_type
+	10, // [10:19] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_node_proto_init() }
@@ -878,7 +1004,7 @@ func file_flare_agent_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_node_proto_rawDesc), len(file_flare_agent_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,14 +19,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	NodeService_WatchNode_FullMethodName    = "/flare.agent.v1.NodeService/WatchNode"
-	NodeService_ApplyOptions_FullMethodName = "/flare.agent.v1.NodeService/ApplyOptions"
-	NodeService_ScanOrphans_FullMethodName  = "/flare.agent.v1.NodeService/ScanOrphans"
-	NodeService_PurgeOrphans_FullMethodName = "/flare.agent.v1.NodeService/PurgeOrphans"
-	NodeService_StartResync_FullMethodName  = "/flare.agent.v1.NodeService/StartResync"
-	NodeService_MakeBackup_FullMethodName   = "/flare.agent.v1.NodeService/MakeBackup"
-	NodeService_ListBackups_FullMethodName  = "/flare.agent.v1.NodeService/ListBackups"
-	NodeService_DropBackup_FullMethodName   = "/flare.agent.v1.NodeService/DropBackup"
+	NodeService_WatchNode_FullMethodName      = "/flare.agent.v1.NodeService/WatchNode"
+	NodeService_ApplyOptions_FullMethodName   = "/flare.agent.v1.NodeService/ApplyOptions"
+	NodeService_ScanOrphans_FullMethodName    = "/flare.agent.v1.NodeService/ScanOrphans"
+	NodeService_PurgeOrphans_FullMethodName   = "/flare.agent.v1.NodeService/PurgeOrphans"
+	NodeService_StartResync_FullMethodName    = "/flare.agent.v1.NodeService/StartResync"
+	NodeService_MakeBackup_FullMethodName     = "/flare.agent.v1.NodeService/MakeBackup"
+	NodeService_ListBackups_FullMethodName    = "/flare.agent.v1.NodeService/ListBackups"
+	NodeService_DropBackup_FullMethodName     = "/flare.agent.v1.NodeService/DropBackup"
+	NodeService_HandOverMaster_FullMethodName = "/flare.agent.v1.NodeService/HandOverMaster"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -54,6 +55,8 @@ type NodeServiceClient interface {
 	ListBackups(ctx context.Context, in *ListBackupsRequest, opts ...grpc.CallOption) (*ListBackupsResponse, error)
 	// DropBackup is AgentService.DeleteCheckpoint.
 	DropBackup(ctx context.Context, in *DropBackupRequest, opts ...grpc.CallOption) (*DropBackupResponse, error)
+	// HandOverMaster is AgentService.Handover.
+	HandOverMaster(ctx context.Context, in *HandOverMasterRequest, opts ...grpc.CallOption) (*HandOverMasterResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -189,6 +192,16 @@ func (c *nodeServiceClient) DropBackup(ctx context.Context, in *DropBackupReques
 	return out, nil
 }
 
+func (c *nodeServiceClient) HandOverMaster(ctx context.Context, in *HandOverMasterRequest, opts ...grpc.CallOption) (*HandOverMasterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HandOverMasterResponse)
+	err := c.cc.Invoke(ctx, NodeService_HandOverMaster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -214,6 +227,8 @@ type NodeServiceServer interface {
 	ListBackups(context.Context, *ListBackupsRequest) (*ListBackupsResponse, error)
 	// DropBackup is AgentService.DeleteCheckpoint.
 	DropBackup(context.Context, *DropBackupRequest) (*DropBackupResponse, error)
+	// HandOverMaster is AgentService.Handover.
+	HandOverMaster(context.Context, *HandOverMasterRequest) (*HandOverMasterResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -247,6 +262,9 @@ func (UnimplementedNodeServiceServer) ListBackups(context.Context, *ListBackupsR
 }
 func (UnimplementedNodeServiceServer) DropBackup(context.Context, *DropBackupRequest) (*DropBackupResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DropBackup not implemented")
+}
+func (UnimplementedNodeServiceServer) HandOverMaster(context.Context, *HandOverMasterRequest) (*HandOverMasterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HandOverMaster not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -378,6 +396,24 @@ func _NodeService_DropBackup_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_HandOverMaster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HandOverMasterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).HandOverMaster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_HandOverMaster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).HandOverMaster(ctx, req.(*HandOverMasterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -396,6 +432,10 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DropBackup",
 			Handler:    _NodeService_DropBackup_Handler,
+		},
+		{
+			MethodName: "HandOverMaster",
+			Handler:    _NodeService_HandOverMaster_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

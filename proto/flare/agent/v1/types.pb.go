@@ -993,7 +993,20 @@ type NodeStatus struct {
 	// Replication to another cluster; absent while it is switched off.
 	ClusterReplication *ClusterReplication `protobuf:"bytes,19,opt,name=cluster_replication,json=clusterReplication,proto3" json:"cluster_replication,omitempty"`
 	// What is retained of the log; at most a second old.
-	Log           *LogStatus `protobuf:"bytes,50,opt,name=log,proto3" json:"log,omitempty"`
+	Log *LogStatus `protobuf:"bytes,50,opt,name=log,proto3" json:"log,omitempty"`
+	// The last handover of this node's mastership since the process started; absent
+	// for none.
+	LastHandover *Handover `protobuf:"bytes,40,opt,name=last_handover,json=lastHandover,proto3" json:"last_handover,omitempty"`
+	// Handovers that were begun since then.
+	Handovers uint64 `protobuf:"varint,41,opt,name=handovers,proto3" json:"handovers,omitempty"`
+	// Those of them that did not come about.
+	HandoversFailed uint64 `protobuf:"varint,42,opt,name=handovers_failed,json=handoversFailed,proto3" json:"handovers_failed,omitempty"`
+	// On a master: nodes of the partition that have every answered write, itself
+	// included.
+	InSyncNodes uint32 `protobuf:"varint,43,opt,name=in_sync_nodes,json=inSyncNodes,proto3" json:"in_sync_nodes,omitempty"`
+	// How many of them there must be for writes to be taken; 1 when that does not
+	// matter.
+	MinInSync     uint32 `protobuf:"varint,44,opt,name=min_in_sync,json=minInSync,proto3" json:"min_in_sync,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1168,6 +1181,217 @@ func (x *NodeStatus) GetLog() *LogStatus {
 	return nil
 }
 
+func (x *NodeStatus) GetLastHandover() *Handover {
+	if x != nil {
+		return x.LastHandover
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetHandovers() uint64 {
+	if x != nil {
+		return x.Handovers
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetHandoversFailed() uint64 {
+	if x != nil {
+		return x.HandoversFailed
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetInSyncNodes() uint32 {
+	if x != nil {
+		return x.InSyncNodes
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetMinInSync() uint32 {
+	if x != nil {
+		return x.MinInSync
+	}
+	return 0
+}
+
+// Handover is how a master gave, or did not give, its role to a replica.
+type Handover struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port of the master.
+	From string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// host:port of the replica.
+	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Epoch in which the replica is the master; 0 when it did not become it.
+	Epoch uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Position up to which everything was written before; the new epoch begins
+	// behind it.
+	Lsn *Lsn `protobuf:"bytes,4,opt,name=lsn,proto3" json:"lsn,omitempty"`
+	// When it began.
+	At *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	// For how long writes waited at the old master.
+	Paused *durationpb.Duration `protobuf:"bytes,6,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Why it did not come about, machine-readable; empty when it did.
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Write batches that the replica lacked in the beginning.
+	LagBatches uint64 `protobuf:"varint,8,opt,name=lag_batches,json=lagBatches,proto3" json:"lag_batches,omitempty"`
+	// What it went through.
+	Phases        []*HandoverPhase `protobuf:"bytes,9,rep,name=phases,proto3" json:"phases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Handover) Reset() {
+	*x = Handover{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Handover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Handover) ProtoMessage() {}
+
+func (x *Handover) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Handover.ProtoReflect.Descriptor instead.
+func (*Handover) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Handover) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Handover) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Handover) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Handover) GetLsn() *Lsn {
+	if x != nil {
+		return x.Lsn
+	}
+	return nil
+}
+
+func (x *Handover) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Handover) GetPaused() *durationpb.Duration {
+	if x != nil {
+		return x.Paused
+	}
+	return nil
+}
+
+func (x *Handover) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Handover) GetLagBatches() uint64 {
+	if x != nil {
+		return x.LagBatches
+	}
+	return 0
+}
+
+func (x *Handover) GetPhases() []*HandoverPhase {
+	if x != nil {
+		return x.Phases
+	}
+	return nil
+}
+
+// HandoverPhase is one part of a handover.
+type HandoverPhase struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// approaching (the replica comes close, writes go on), pausing (writes under way
+	// are committed, others wait), draining (the replicas get the rest), asking (the
+	// index makes the replica the master), switching (the node map comes).
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How long it took.
+	Took          *durationpb.Duration `protobuf:"bytes,2,opt,name=took,proto3" json:"took,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandoverPhase) Reset() {
+	*x = HandoverPhase{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoverPhase) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoverPhase) ProtoMessage() {}
+
+func (x *HandoverPhase) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoverPhase.ProtoReflect.Descriptor instead.
+func (*HandoverPhase) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *HandoverPhase) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HandoverPhase) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
 // ClusterReplication is the replication of this node to another cluster. Counts
 // of mode duplicate begin anew when the node becomes a master or the destination
 // changes.
@@ -1215,7 +1439,7 @@ type ClusterReplication struct {
 
 func (x *ClusterReplication) Reset() {
 	*x = ClusterReplication{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1451,7 @@ func (x *ClusterReplication) String() string {
 func (*ClusterReplication) ProtoMessage() {}
 
 func (x *ClusterReplication) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1464,7 @@ func (x *ClusterReplication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterReplication.ProtoReflect.Descriptor instead.
 func (*ClusterReplication) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ClusterReplication) GetDestination() string {
@@ -1390,7 +1614,7 @@ type ClusterDump struct {
 
 func (x *ClusterDump) Reset() {
 	*x = ClusterDump{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1626,7 @@ func (x *ClusterDump) String() string {
 func (*ClusterDump) ProtoMessage() {}
 
 func (x *ClusterDump) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1639,7 @@ func (x *ClusterDump) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterDump.ProtoReflect.Descriptor instead.
 func (*ClusterDump) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ClusterDump) GetRunning() bool {
@@ -1475,7 +1699,7 @@ type ExpirySweep struct {
 
 func (x *ExpirySweep) Reset() {
 	*x = ExpirySweep{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1711,7 @@ func (x *ExpirySweep) String() string {
 func (*ExpirySweep) ProtoMessage() {}
 
 func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1724,7 @@ func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpirySweep.ProtoReflect.Descriptor instead.
 func (*ExpirySweep) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExpirySweep) GetWalks() uint64 {
@@ -1541,7 +1765,7 @@ type OrphanProgress struct {
 
 func (x *OrphanProgress) Reset() {
 	*x = OrphanProgress{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1777,7 @@ func (x *OrphanProgress) String() string {
 func (*OrphanProgress) ProtoMessage() {}
 
 func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1790,7 @@ func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanProgress.ProtoReflect.Descriptor instead.
 func (*OrphanProgress) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OrphanProgress) GetKeys() uint64 {
@@ -1622,7 +1846,7 @@ type BackupProgress struct {
 
 func (x *BackupProgress) Reset() {
 	*x = BackupProgress{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1858,7 @@ func (x *BackupProgress) String() string {
 func (*BackupProgress) ProtoMessage() {}
 
 func (x *BackupProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1871,7 @@ func (x *BackupProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupProgress.ProtoReflect.Descriptor instead.
 func (*BackupProgress) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BackupProgress) GetName() string {
@@ -1738,7 +1962,7 @@ type Backup struct {
 
 func (x *Backup) Reset() {
 	*x = Backup{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1974,7 @@ func (x *Backup) String() string {
 func (*Backup) ProtoMessage() {}
 
 func (x *Backup) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1987,7 @@ func (x *Backup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backup.ProtoReflect.Descriptor instead.
 func (*Backup) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Backup) GetName() string {
@@ -1862,7 +2086,7 @@ type ResyncProgress struct {
 
 func (x *ResyncProgress) Reset() {
 	*x = ResyncProgress{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2098,7 @@ func (x *ResyncProgress) String() string {
 func (*ResyncProgress) ProtoMessage() {}
 
 func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2111,7 @@ func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
 func (*ResyncProgress) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResyncProgress) GetCatchUp() *CatchUpProgress {
@@ -1948,7 +2172,7 @@ type OptionStatus struct {
 
 func (x *OptionStatus) Reset() {
 	*x = OptionStatus{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2184,7 @@ func (x *OptionStatus) String() string {
 func (*OptionStatus) ProtoMessage() {}
 
 func (x *OptionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2197,7 @@ func (x *OptionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OptionStatus.ProtoReflect.Descriptor instead.
 func (*OptionStatus) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OptionStatus) GetKey() string {
@@ -2091,7 +2315,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12%\n" +
 	"\x0earchived_files\x18\x03 \x01(\x04R\rarchivedFiles\x12%\n" +
 	"\x0earchived_bytes\x18\x04 \x01(\x04R\rarchivedBytes\x12!\n" +
-	"\foldest_index\x18\x05 \x01(\x04R\voldestIndex\"\x9c\a\n" +
+	"\foldest_index\x18\x05 \x01(\x04R\voldestIndex\"\xe8\b\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -2116,10 +2340,29 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\vconnections\x18\x11 \x01(\rR\vconnections\x12>\n" +
 	"\fexpiry_sweep\x18\x12 \x01(\v2\x1b.flare.agent.v1.ExpirySweepR\vexpirySweep\x12S\n" +
 	"\x13cluster_replication\x18\x13 \x01(\v2\".flare.agent.v1.ClusterReplicationR\x12clusterReplication\x12+\n" +
-	"\x03log\x182 \x01(\v2\x19.flare.agent.v1.LogStatusR\x03logB\f\n" +
+	"\x03log\x182 \x01(\v2\x19.flare.agent.v1.LogStatusR\x03log\x12=\n" +
+	"\rlast_handover\x18( \x01(\v2\x18.flare.agent.v1.HandoverR\flastHandover\x12\x1c\n" +
+	"\thandovers\x18) \x01(\x04R\thandovers\x12)\n" +
+	"\x10handovers_failed\x18* \x01(\x04R\x0fhandoversFailed\x12\"\n" +
+	"\rin_sync_nodes\x18+ \x01(\rR\vinSyncNodes\x12\x1e\n" +
+	"\vmin_in_sync\x18, \x01(\rR\tminInSyncB\f\n" +
 	"\n" +
 	"_partitionB\x11\n" +
-	"\x0f_data_partition\"\xc6\x04\n" +
+	"\x0f_data_partition\"\xba\x02\n" +
+	"\bHandover\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12%\n" +
+	"\x03lsn\x18\x04 \x01(\v2\x13.flare.agent.v1.LsnR\x03lsn\x12*\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x121\n" +
+	"\x06paused\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06paused\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x1f\n" +
+	"\vlag_batches\x18\b \x01(\x04R\n" +
+	"lagBatches\x125\n" +
+	"\x06phases\x18\t \x03(\v2\x1d.flare.agent.v1.HandoverPhaseR\x06phases\"R\n" +
+	"\rHandoverPhase\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
+	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xc6\x04\n" +
 	"\x12ClusterReplication\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x16\n" +
@@ -2249,7 +2492,7 @@ func file_flare_agent_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_flare_agent_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_flare_agent_v1_types_proto_goTypes = []any{
 	(Role)(0),                     // 0: flare.agent.v1.Role
 	(State)(0),                    // 1: flare.agent.v1.State
@@ -2263,56 +2506,64 @@ var file_flare_agent_v1_types_proto_goTypes = []any{
 	(*CatchUpCounts)(nil),         // 9: flare.agent.v1.CatchUpCounts
 	(*LogStatus)(nil),             // 10: flare.agent.v1.LogStatus
 	(*NodeStatus)(nil),            // 11: flare.agent.v1.NodeStatus
-	(*ClusterReplication)(nil),    // 12: flare.agent.v1.ClusterReplication
-	(*ClusterDump)(nil),           // 13: flare.agent.v1.ClusterDump
-	(*ExpirySweep)(nil),           // 14: flare.agent.v1.ExpirySweep
-	(*OrphanProgress)(nil),        // 15: flare.agent.v1.OrphanProgress
-	(*BackupProgress)(nil),        // 16: flare.agent.v1.BackupProgress
-	(*Backup)(nil),                // 17: flare.agent.v1.Backup
-	(*ResyncProgress)(nil),        // 18: flare.agent.v1.ResyncProgress
-	(*OptionStatus)(nil),          // 19: flare.agent.v1.OptionStatus
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*Handover)(nil),              // 12: flare.agent.v1.Handover
+	(*HandoverPhase)(nil),         // 13: flare.agent.v1.HandoverPhase
+	(*ClusterReplication)(nil),    // 14: flare.agent.v1.ClusterReplication
+	(*ClusterDump)(nil),           // 15: flare.agent.v1.ClusterDump
+	(*ExpirySweep)(nil),           // 16: flare.agent.v1.ExpirySweep
+	(*OrphanProgress)(nil),        // 17: flare.agent.v1.OrphanProgress
+	(*BackupProgress)(nil),        // 18: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                // 19: flare.agent.v1.Backup
+	(*ResyncProgress)(nil),        // 20: flare.agent.v1.ResyncProgress
+	(*OptionStatus)(nil),          // 21: flare.agent.v1.OptionStatus
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_flare_agent_v1_types_proto_depIdxs = []int32{
 	5,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
-	20, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
+	22, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
 	2,  // 2: flare.agent.v1.ReplicaStatus.tier:type_name -> flare.agent.v1.Tier
 	7,  // 3: flare.agent.v1.ReplicaStatus.progress:type_name -> flare.agent.v1.CatchUpProgress
 	3,  // 4: flare.agent.v1.CatchUpProgress.phase:type_name -> flare.agent.v1.CatchUpPhase
 	2,  // 5: flare.agent.v1.CatchUpProgress.tier:type_name -> flare.agent.v1.Tier
-	21, // 6: flare.agent.v1.CatchUpProgress.since:type_name -> google.protobuf.Timestamp
-	20, // 7: flare.agent.v1.CatchUpProgress.eta:type_name -> google.protobuf.Duration
+	23, // 6: flare.agent.v1.CatchUpProgress.since:type_name -> google.protobuf.Timestamp
+	22, // 7: flare.agent.v1.CatchUpProgress.eta:type_name -> google.protobuf.Duration
 	2,  // 8: flare.agent.v1.CatchUp.tier:type_name -> flare.agent.v1.Tier
 	5,  // 9: flare.agent.v1.CatchUp.master_lsn:type_name -> flare.agent.v1.Lsn
 	7,  // 10: flare.agent.v1.CatchUp.progress:type_name -> flare.agent.v1.CatchUpProgress
-	21, // 11: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
+	23, // 11: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
 	0,  // 12: flare.agent.v1.NodeStatus.role:type_name -> flare.agent.v1.Role
 	1,  // 13: flare.agent.v1.NodeStatus.state:type_name -> flare.agent.v1.State
 	5,  // 14: flare.agent.v1.NodeStatus.lsn:type_name -> flare.agent.v1.Lsn
 	6,  // 15: flare.agent.v1.NodeStatus.replicas:type_name -> flare.agent.v1.ReplicaStatus
 	8,  // 16: flare.agent.v1.NodeStatus.catch_up:type_name -> flare.agent.v1.CatchUp
 	9,  // 17: flare.agent.v1.NodeStatus.catch_up_counts:type_name -> flare.agent.v1.CatchUpCounts
-	14, // 18: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
-	12, // 19: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
+	16, // 18: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
+	14, // 19: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
 	10, // 20: flare.agent.v1.NodeStatus.log:type_name -> flare.agent.v1.LogStatus
-	5,  // 21: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
-	20, // 22: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
-	13, // 23: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
-	20, // 24: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
-	17, // 25: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
-	21, // 26: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
-	5,  // 27: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
-	7,  // 28: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
-	5,  // 29: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
-	5,  // 30: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
-	2,  // 31: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
-	4,  // 32: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	12, // 21: flare.agent.v1.NodeStatus.last_handover:type_name -> flare.agent.v1.Handover
+	5,  // 22: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
+	23, // 23: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
+	22, // 24: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
+	13, // 25: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
+	22, // 26: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
+	5,  // 27: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
+	22, // 28: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
+	15, // 29: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
+	22, // 30: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
+	19, // 31: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
+	23, // 32: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
+	5,  // 33: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
+	7,  // 34: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
+	5,  // 35: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
+	5,  // 36: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
+	2,  // 37: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
+	4,  // 38: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_types_proto_init() }
@@ -2321,14 +2572,14 @@ func file_flare_agent_v1_types_proto_init() {
 		return
 	}
 	file_flare_agent_v1_types_proto_msgTypes[6].OneofWrappers = []any{}
-	file_flare_agent_v1_types_proto_msgTypes[12].OneofWrappers = []any{}
+	file_flare_agent_v1_types_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_types_proto_rawDesc), len(file_flare_agent_v1_types_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
