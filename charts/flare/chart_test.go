@@ -351,7 +351,7 @@ func TestStorageOptionsRestartNothing(t *testing.T) {
 		"rocksdb.walTtlSeconds=7200", "rocksdb.walSizeLimitMb=1024", "rocksdb.syncWrites=true", "rocksdb.resyncFailureThreshold=5",
 		"rocksdb.walMaxBatchBytes=4096", "rocksdb.walSyncBwlimit=1024", "rocksdb.walSyncInterval=1000",
 		// Nor from these.
-		"replicas=3", "partitions=3", "replication.mode=async", "commonLabels.team=a", "service.type=NodePort", "monitoring.podMonitor.enabled=true",
+		"replicas=3", "partitions=3", "replication.mode=async", "replication.minInSync=2", "commonLabels.team=a", "service.type=NodePort", "monitoring.podMonitor.enabled=true",
 	} {
 		after := objects(t, template(t, "--set", set))
 		for key, obj := range before {
