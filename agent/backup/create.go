@@ -36,7 +36,12 @@ const stagingDir = "checkpoint.backup"
 // shared with it: that takes no space until the database has replaced them, and a
 // backup stays what it is. Report is called often; its error ends the work. After
 // an error nothing is left.
-func Create(ctx context.Context, db Database, req Request, report func(Progress) error) (m Manifest, err error) {
+func Create(ctx context.Context, db Database, req Request, report func(Progress) error) (Manifest, error) {
+	return create(ctx, db, req, true, report)
+}
+
+// create is Create, without links if there may be none.
+func create(ctx context.Context, db Database, req Request, link bool, report func(Progress) error) (m Manifest, err error) {
 	if err := checkName(req.Name); err != nil {
 		return m, err
 	}
@@ -60,7 +65,7 @@ func Create(ctx context.Context, db Database, req Request, report func(Progress)
 	}()
 	m = Manifest{Format: formatVersion, Node: req.Node, Version: req.Version}
 	from, to := filepath.Join(dir, dbDir), ""
-	if !linkable(db.Dir(), dir) {
+	if !link || !linkable(db.Dir(), dir) {
 		from, to = filepath.Join(db.Dir(), stagingDir), from
 		if err := os.RemoveAll(from); err != nil {
 			return m, err

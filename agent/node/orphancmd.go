@@ -9,9 +9,6 @@ import (
 	"github.com/flarekv/flare/proto/text"
 )
 
-// orphanInterval is how often a scan or a purge says how far it is.
-const orphanInterval = time.Second
-
 // orphans answers orphan_scan and orphan_purge; false ends the connection.
 //
 //	PROGRESS <keys> <orphans> <bytes>   now and then
@@ -29,7 +26,7 @@ func (c *conn) orphans(req *text.Request) bool {
 		if c.interrupted() {
 			return errInterrupted
 		}
-		if now := time.Now(); now.Sub(told) >= orphanInterval {
+		if now := time.Now(); now.Sub(told) >= progressInterval {
 			told = now
 			c.out = appendNumbers(append(c.out, "PROGRESS"...), p.keys, p.orphans, p.bytes)
 			return c.flush()

@@ -34,12 +34,11 @@ func (v *service) PurgeOrphans(req *agentv1.PurgeOrphansRequest, stream grpc.Ser
 // orphans runs work and sends how far it is.
 func (v *service) orphans(ctx context.Context, work func(context.Context, func(orphanProgress) error) (orphanProgress, error),
 	send func(*agentv1.OrphanProgress) error) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := v.untilStopped(ctx)
 	defer cancel()
-	defer context.AfterFunc(v.s.ctx, cancel)()
 	told := time.Now()
 	p, err := work(ctx, func(p orphanProgress) error {
-		if now := time.Now(); now.Sub(told) >= orphanInterval {
+		if now := time.Now(); now.Sub(told) >= progressInterval {
 			told = now
 			return send(p.proto(false))
 		}

@@ -95,6 +95,7 @@ type Server struct {
 	sweeper *sweeper
 
 	logStatus logStatus
+	backingUp atomic.Bool // a backup is being made or deleted
 
 	counters counters
 	forwards forwards

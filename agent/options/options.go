@@ -31,6 +31,7 @@ type Options struct {
 	ServerPort   int
 	ServerSocket string // empty: TCP only
 	DataDir      string
+	BackupDir    string // empty: in DataDir
 	// Either IndexServers or IndexServerName is set; Indexes has what is meant.
 	IndexServers    []string // host:port, tried in this order
 	IndexServerName string

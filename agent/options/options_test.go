@@ -31,6 +31,7 @@ func TestDefaults(t *testing.T) {
 		"storage-access-watch-threshold-warn-msec":    "0",
 		"storage-access-watch-threshold-ping-ng-msec": "0",
 		"agent-socket":                                "",
+		"backup-dir":                                  "",
 		"log-level":                                   "info",
 		"max-connection":                              "10000",
 		"max-value-size":                              "67108864",

@@ -55,6 +55,8 @@ var table = []spec{
 		checkSocket, func(o *Options) *string { return &o.ServerSocket }),
 	text("data-dir", restart, "directory of the database (required)",
 		checkPath, func(o *Options) *string { return &o.DataDir }),
+	text("backup-dir", live, "directory in which backups are made, each in a directory of its own (default: backup in data-dir)",
+		checkPath, func(o *Options) *string { return &o.BackupDir }),
 	list("index-servers", live, "host:port,host:port of the index servers, tried in this order (required)",
 		func(o *Options) *[]string { return &o.IndexServers }),
 	text("index-server-name", live, "host of the only index server, instead of index-servers; giving both is an error",

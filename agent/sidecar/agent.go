@@ -254,11 +254,11 @@ func (a *Agent) tick(ctx context.Context) {
 	}
 }
 
-// follow sends the status at once, then after each change, and if every is not
-// zero at least that often, until ctx ends or send fails. Changes that are not
+// follow sends the status at once, then after each change, and at least as often as
+// every says of the last one sent, unless that is zero, until ctx ends or send fails. Changes that are not
 // urgent are told at most every coalesce. When ctx has ended a change that was
 // not told yet is.
-func (a *Agent) follow(ctx context.Context, every time.Duration, send func(*agentv1.AgentStatus) error) error {
+func (a *Agent) follow(ctx context.Context, every func(*agentv1.AgentStatus) time.Duration, send func(*agentv1.AgentStatus) error) error {
 	var (
 		sent    *agentv1.AgentStatus
 		sentAt  time.Time
@@ -289,8 +289,8 @@ func (a *Agent) follow(ctx context.Context, every time.Duration, send func(*agen
 			return err
 		}
 		sent, sentAt = st, time.Now()
-		if every > 0 {
-			pending.Reset(every)
+		if again := every(st); again > 0 {
+			pending.Reset(again)
 		} else {
 			pending.Stop()
 		}

@@ -338,7 +338,7 @@ func TestFollow(t *testing.T) {
 		start := time.Now()
 		done := make(chan error)
 		go func() {
-			done <- a.follow(ctx, time.Second, func(s *agentv1.AgentStatus) error {
+			done <- a.follow(ctx, always(time.Second), func(s *agentv1.AgentStatus) error {
 				got = append(got, told{time.Since(start), s.GetFlared().GetLsn().GetIndex(), s.GetFlaredAlive()})
 				return nil
 			})
@@ -387,7 +387,7 @@ func TestFollowTellsTheLastUrgentChange(t *testing.T) {
 		a.observe(FlaredStatus{time.Now(), &agentv1.NodeStatus{Instance: "a"}})
 		ctx, cancel := context.WithCancel(t.Context())
 		var got []bool
-		err = a.follow(ctx, 0, func(s *agentv1.AgentStatus) error {
+		err = a.follow(ctx, always(0), func(s *agentv1.AgentStatus) error {
 			got = append(got, s.GetFlaredAlive())
 			if len(got) == 1 {
 				a.observe(FlaredLost{time.Now()})

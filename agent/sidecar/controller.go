@@ -113,7 +113,7 @@ func (a *Agent) attach(ctx context.Context) (confirmed bool, err error) {
 	sending, stop := context.WithCancel(link)
 	defer stop()
 	defer context.AfterFunc(ctx, stop)()
-	sendErr := a.follow(sending, reportInterval, func(st *agentv1.AgentStatus) error {
+	sendErr := a.follow(sending, always(reportInterval), func(st *agentv1.AgentStatus) error {
 		return stream.Send(&controllerv1.AttachRequest{Status: st})
 	})
 	if sendErr == nil && ctx.Err() != nil && stream.CloseSend() == nil {

@@ -134,7 +134,7 @@ func (s agentService) WatchStatus(_ *agentv1.WatchStatusRequest, stream grpc.Ser
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	defer context.AfterFunc(s.a.ending, cancel)()
-	err := s.a.follow(ctx, 0, func(st *agentv1.AgentStatus) error {
+	err := s.a.follow(ctx, whileCatchingUp, func(st *agentv1.AgentStatus) error {
 		return stream.Send(&agentv1.WatchStatusResponse{Status: st})
 	})
 	if err == nil && s.a.ending.Err() != nil {

@@ -47,7 +47,7 @@ var (
 
 	followingDesc      = desc("flare_node_catch_up_connected", "On a slave: 1 while the stream from the master is connected.")
 	behindDesc         = desc("flare_node_catch_up_lag_batches", "On a slave: write batches between the master's position as last heard and its own.")
-	bytesDesc          = desc("flare_node_catch_up_bytes", "On a slave: bytes of a running copy of the database.", "kind")
+	bytesDesc          = desc("flare_node_catch_up_bytes", "On a slave: bytes of the running catch-up, of a copy or of log.", "kind")
 	walksDesc          = desc("flare_node_expiry_walks_total", "Walks over all records for expired ones that this node finished as a master.")
 	expiredDesc        = desc("flare_node_expired_removed_total", "Expired records that this node removed as a master.")
 	freedDesc          = desc("flare_node_expired_removed_bytes_total", "Bytes of the keys and values of these records.")
@@ -82,6 +82,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 	} {
 		ch <- d
 	}
+	describeLog(ch)
 }
 
 // Collect implements prometheus.Collector.
@@ -145,15 +146,15 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(replicaSyncDesc, boolean(r.GetInSync()), r.GetNode())
 		gauge(replicaLagDesc, float64(r.GetLagBatches()), r.GetNode())
 		gauge(replicaAgeDesc, r.GetLag().AsDuration().Seconds(), r.GetNode())
+		collectReplica(r, ch)
 	}
 	if u := n.GetCatchUp(); u != nil {
 		gauge(followingDesc, boolean(u.GetConnected()))
 		if own, master := n.GetLsn().GetIndex(), u.GetMasterLsn().GetIndex(); u.GetMasterLsn() != nil {
 			gauge(behindDesc, float64(master-min(own, master)))
 		}
-		gauge(bytesDesc, float64(u.GetBytesDone()), "done")
-		gauge(bytesDesc, float64(u.GetBytesTotal()), "total")
 	}
+	collectLog(n, s.Config.Options, ch)
 	if r := n.GetClusterReplication(); r != nil {
 		gauge(clusterUpDesc, boolean(r.GetConnected()), r.GetDestination(), r.GetReason())
 		gauge(clusterQueueDesc, float64(r.GetQueuedBatches()))

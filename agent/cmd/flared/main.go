@@ -1,5 +1,6 @@
 // Command flared is the storage node: it serves the memcached text protocol and
-// flare's node protocol.
+// flare's node protocol. flared restore puts a backup in its place; it has exit
+// codes of its own.
 //
 // Exit codes: 0 after leaving in good order, 1 when something failed at run
 // time, 2 when the command line or the configuration file is wrong.
@@ -41,6 +42,9 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "restore" {
+		return restore(args[1:], stdout, stderr)
+	}
 	fs := flag.NewFlagSet("flared", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // the list of all options would hide the message
 	var config, pid string
@@ -60,7 +64,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	line := options.Flags(fs)
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintf(stdout, "usage: flared --data-dir DIR --index-servers HOST:PORT[,HOST:PORT...] [--config FILE] [options]\n\n")
+		fmt.Fprintf(stdout, "usage: flared --data-dir DIR --index-servers HOST:PORT[,HOST:PORT...] [--config FILE] [options]\n"+
+			"       flared restore --help\n\n")
 		fs.SetOutput(stdout)
 		fs.PrintDefaults()
 		return 0

@@ -396,7 +396,9 @@ type ReplicaStatus struct {
 	// How far its catch-up is; absent while none is under way.
 	Progress *CatchUpProgress `protobuf:"bytes,10,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Why the tier was chosen, machine-readable.
-	Reason        string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Bytes of log behind the acknowledged position.
+	LagBytes      uint64 `protobuf:"varint,12,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -492,6 +494,13 @@ func (x *ReplicaStatus) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *ReplicaStatus) GetLagBytes() uint64 {
+	if x != nil {
+		return x.LagBytes
+	}
+	return 0
 }
 
 // CatchUpProgress is how far a catch-up that is under way has come. It is over
@@ -2256,7 +2265,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x1aflare/agent/v1/types.proto\x12\x0eflare.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n" +
 	"\x03Lsn\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xd2\x02\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xef\x02\n" +
 	"\rReplicaStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x17\n" +
@@ -2268,7 +2277,8 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x04tier\x18\a \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\x12;\n" +
 	"\bprogress\x18\n" +
 	" \x01(\v2\x1f.flare.agent.v1.CatchUpProgressR\bprogress\x12\x16\n" +
-	"\x06reason\x18\v \x01(\tR\x06reason\"\xbb\x03\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x1b\n" +
+	"\tlag_bytes\x18\f \x01(\x04R\blagBytes\"\xbb\x03\n" +
 	"\x0fCatchUpProgress\x122\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x1c.flare.agent.v1.CatchUpPhaseR\x05phase\x12(\n" +
 	"\x04tier\x18\x02 \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\x12\x16\n" +
