@@ -177,7 +177,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		for _, r := range s.replicas() {
 			st.Replicas = append(st.Replicas, &agentv1.ReplicaStatus{
 				Node: r.Key, Connected: r.Connected, InSync: r.InSync, Acked: lsnProto(r.Acked),
-				LagBatches: r.LagBatches, Lag: durationpb.New(r.Lag), Tier: tiers[r.Tier], Reason: r.Reason, Progress: progressProto(r.Progress),
+				LagBatches: r.LagBatches, Lag: durationpb.New(r.Lag), Tier: tiers[r.Tier], LagBytes: r.LagBytes, Reason: r.Reason, Progress: progressProto(r.Progress),
 			})
 		}
 	}
