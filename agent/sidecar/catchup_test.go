@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -94,17 +96,51 @@ func TestOrdersArePassedOn(t *testing.T) {
 	}
 }
 
+// populate sets every field of a message, so that whatever there is a metric of is
+// there, also what was added later.
+func populate(m protoreflect.Message) {
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		switch {
+		case f.IsMap():
+		case f.IsList():
+			list := m.Mutable(f).List()
+			if f.Message() != nil {
+				populate(list.AppendMutable().Message())
+			}
+		case f.Message() != nil:
+			populate(m.Mutable(f).Message())
+		case f.Kind() == protoreflect.StringKind:
+			m.Set(f, protoreflect.ValueOfString("x"))
+		case f.Kind() == protoreflect.BoolKind:
+			m.Set(f, protoreflect.ValueOfBool(true))
+		case f.Kind() == protoreflect.EnumKind:
+			m.Set(f, protoreflect.ValueOfEnum(1))
+		case f.Kind() == protoreflect.Uint64Kind:
+			m.Set(f, protoreflect.ValueOfUint64(1))
+		case f.Kind() == protoreflect.Uint32Kind:
+			m.Set(f, protoreflect.ValueOfUint32(1))
+		case f.Kind() == protoreflect.Int64Kind:
+			m.Set(f, protoreflect.ValueOfInt64(1))
+		case f.Kind() == protoreflect.Int32Kind:
+			m.Set(f, protoreflect.ValueOfInt32(1))
+		}
+	}
+}
+
 // catchingUp is a status with everything that there is a metric of.
 func catchingUp(s *agentv1.NodeStatus) {
+	instance, node := s.GetInstance(), s.GetReplicas()[0].GetNode()
+	proto.Reset(s)
+	populate(s.ProtoReflect())
+	s.Instance, s.Replicas[0].Node = instance, node
 	p := &agentv1.CatchUpProgress{Phase: agentv1.CatchUpPhase_CATCH_UP_PHASE_LOG, Tier: agentv1.Tier_TIER_WAL, Reason: "same_history",
 		Since: timestamppb.New(time.Unix(1_700_000_000, 0)), BytesDone: 10, BytesTotal: 40, BytesPerSecond: 5, Eta: durationpb.New(6 * time.Second),
 		BatchesDone: 1, BatchesTotal: 4}
-	s.StartedAt = timestamppb.New(time.Unix(1_600_000_000, 0))
-	s.CatchUp = &agentv1.CatchUp{Master: "m:1", Connected: true, MasterLsn: &agentv1.Lsn{Epoch: 1, Index: 10}, Progress: p}
+	s.CatchUp.Progress = p
 	s.Replicas[0].Progress, s.Replicas[0].LagBytes = p, 30
-	s.Log = &agentv1.LogStatus{Files: 3, Bytes: 300, ArchivedFiles: 2, ArchivedBytes: 200, OldestIndex: 4}
-	s.CatchUpCounts = &agentv1.CatchUpCounts{Wal: 1, Checkpoint: 2, Fallback: 2, Purged: 1}
-	s.ClusterReplication = &agentv1.ClusterReplication{Destination: "o:1", Dump: &agentv1.ClusterDump{}}
+	s.Log.ArchivedBytes = 200
 }
 
 // While something catches up a watch hears every second, even of nothing new.
