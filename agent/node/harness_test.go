@@ -329,7 +329,7 @@ func startOptions(x *testIndex) options.Options {
 	o.ServerName = "127.0.0.1"
 	o.IndexServers = []string{x.addr()}
 	o.ReplicationTimeout = time.Second
-	return o
+	return o.WithEngineValues(map[string]string{"write_buffer_size": "1048576", "max_total_wal_size": "8388608"})
 }
 
 // start runs the node and waits until it serves.
@@ -355,7 +355,7 @@ func (n *testNode) launch() {
 	n.opts.ServerPort = n.port
 	n.opts.DataDir = n.dir
 	logger := slog.New(slog.NewTextHandler(io.MultiWriter(testWriter{n.t, n.port}, &n.log), nil))
-	db, err := storage.Open(storage.Options{Dir: n.dir, Logger: slog.New(slog.DiscardHandler), WriteBuffer: 1 << 20, BlockCache: 1 << 20})
+	db, err := storage.Open(storage.Options{Dir: n.dir, Logger: slog.New(slog.DiscardHandler), BlockCache: 1 << 20, Tuning: n.opts.EngineValues()})
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -40,6 +40,9 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 	num("wal_sync_failures", counts.failed)
 	o := s.live.Load()
 	for _, spec := range options.Specs() {
+		if strings.HasPrefix(spec.Key, options.EnginePrefix) {
+			continue // those of RocksDB itself are in stats settings
+		}
 		if name, ok := strings.CutPrefix(spec.Key, "rocksdb-"); ok {
 			str(strings.ReplaceAll(name, "-", "_"), o.Value(spec.Key))
 		}

@@ -149,7 +149,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Options.ClusterReplication.Concurrency, func() int { return 0 }, s.logger)
 	s.watcher = newAccessWatcher(s.db, s.logger)
 	s.sweeper = newSweeper(s)
-	s.apply(cfg.Options)
+	s.apply(s.readBack(cfg.Options))
 	s.maps = newNodeMap(s.self, s.changed, s.logger)
 	s.maps.netmask, s.maps.clock = cfg.Options.ProxyPriorNetmask, s.clock
 	s.gate = newGate(s.changed)

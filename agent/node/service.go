@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
@@ -101,32 +103,14 @@ func (v *service) ApplyOptions(_ context.Context, req *agentv1.ApplyOptionsReque
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	live := map[string]bool{}
-	for _, spec := range options.Specs() {
-		live[spec.Key] = spec.Live
-	}
-	resp := &agentv1.ApplyOptionsResponse{Accepted: accepted}
-	for _, st := range statuses {
-		if !live[st.Key] && st.Line == 0 {
-			continue
-		}
-		resp.Options = append(resp.Options, &agentv1.OptionStatus{
-			Key:        st.Key,
-			Effective:  st.Effective,
-			Configured: st.Configured,
-			State:      optionStates[st.State],
-			Reason:     st.Reason,
-			Message:    st.Message,
-			Line:       uint32(st.Line),
-		})
-	}
-	return resp, nil
-}
-
-var optionStates = map[options.State]agentv1.OptionState{
-	options.Applied:        agentv1.OptionState_OPTION_STATE_APPLIED,
-	options.PendingRestart: agentv1.OptionState_OPTION_STATE_PENDING_RESTART,
-	options.Rejected:       agentv1.OptionState_OPTION_STATE_REJECTED,
+	statuses = slices.DeleteFunc(statuses, func(st options.Status) bool {
+		spec, _ := options.Find(st.Key)
+		own := !strings.HasPrefix(st.Key, options.EnginePrefix)
+		return st.Line == 0 && (!spec.Live || !own && st.Effective == spec.Default)
+	})
+	v.s.settings.mu.Lock()
+	defer v.s.settings.mu.Unlock()
+	return &agentv1.ApplyOptionsResponse{Accepted: accepted, Options: v.s.settings.messages(statuses)}, nil
 }
 
 var roles = map[topology.Role]agentv1.Role{

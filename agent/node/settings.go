@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/storage"
 )
 
 // appliedName is the file in the data directory that keeps the options text
@@ -28,7 +29,9 @@ type Settings struct {
 
 	mu      sync.Mutex
 	base    options.Options // defaults and file
+	inFile  map[string]bool // options that the file has or had
 	applied []byte          // of the agent
+	sources options.Sources // of the values in force
 	path    string          // where applied is kept
 }
 
@@ -42,6 +45,8 @@ func LoadSettings(file string, line *options.CommandLine, logger *slog.Logger) (
 		return nil, options.Options{}, err
 	}
 	s.base = base
+	s.remember(named)
+	s.sources = options.SourcesOf(s.inFile, nil, line)
 	noEffect := append(options.WithoutEffect(named), line.WithoutEffect()...)
 	defer func() { logWithoutEffect(logger, noEffect) }()
 	opts := line.Over(base)
@@ -57,11 +62,15 @@ func LoadSettings(file string, line *options.CommandLine, logger *slog.Logger) (
 		return nil, options.Options{}, fmt.Errorf("options applied last: %w", err)
 	}
 	wanted, named, err := options.Parse(appliedName, text, base)
+	if err == nil {
+		err = line.Over(wanted).Check(appliedName, named)
+	}
 	if err != nil {
 		logger.Warn("options applied last are not understood any more and left out", "reason", "rejected", "error", err)
 		return s, opts, nil
 	}
 	s.applied = text
+	s.sources = options.SourcesOf(s.inFile, named, line)
 	noEffect = append(noEffect, options.WithoutEffect(named)...)
 	kept := line.Over(wanted)
 	// Where the data is cannot be said by a file inside it.
@@ -88,6 +97,26 @@ func (s *Settings) readFile(base options.Options) (options.Options, []options.Se
 		return options.Options{}, nil, fmt.Errorf("configuration file: %w", err)
 	}
 	return options.Parse(s.file, text, base)
+}
+
+// remember notes what the operator's file names.
+func (s *Settings) remember(named []options.Setting) {
+	if s.inFile == nil {
+		s.inFile = map[string]bool{}
+	}
+	for _, n := range named {
+		s.inFile[n.Key] = true
+	}
+}
+
+// wanted reads a text of the agent over base and under the command line.
+func (s *Settings) wanted(file string, text []byte, base options.Options) (options.Options, []options.Setting, error) {
+	wanted, named, err := options.Parse(file, text, base)
+	wanted = s.line.Over(wanted)
+	if err == nil {
+		err = wanted.Check(file, named)
+	}
+	return wanted, named, err
 }
 
 // keep stores text durably as the one applied last.
@@ -128,19 +157,81 @@ func (s *Server) applyText(text []byte) (accepted bool, statuses []options.Statu
 	}
 	s.settings.mu.Lock()
 	defer s.settings.mu.Unlock()
-	wanted, named, parseErr := options.Parse("options", text, s.settings.base)
-	wanted = s.settings.line.Over(wanted)
-	if parseErr == nil {
-		if err := s.settings.keep(text); err != nil {
-			return false, nil, fmt.Errorf("keep accepted options: %w", err)
-		}
-		s.settings.applied = text
-		logWithoutEffect(s.logger, options.WithoutEffect(named))
-		s.change(wanted)
-	} else {
-		s.logger.Warn("options rejected", "reason", "rejected", "error", parseErr)
+	wanted, named, refused := s.settings.wanted(textName, text, s.settings.base)
+	if refused == nil {
+		refused = s.tune(textName, wanted, named)
 	}
-	return parseErr == nil, options.Report(*s.live.Load(), wanted, named, parseErr, s.settings.line), nil
+	if refused != nil {
+		s.logRefused("options rejected", refused)
+		return false, s.report(wanted, named, refused), nil
+	}
+	if err := s.settings.keep(text); err != nil {
+		if untuned := s.db.Tune(s.live.Load().EngineValues()); untuned != nil {
+			err = errors.Join(err, untuned)
+		}
+		return false, nil, fmt.Errorf("keep accepted options: %w", err)
+	}
+	s.settings.applied = text
+	logWithoutEffect(s.logger, options.WithoutEffect(named))
+	s.adopt(wanted, named)
+	return true, s.report(wanted, named, nil), nil
+}
+
+// report tells what became of each option. What could change at once and is not as
+// wanted is something that RocksDB made of it.
+func (s *Server) report(wanted options.Options, named []options.Setting, err error) []options.Status {
+	statuses := options.Report(*s.live.Load(), wanted, named, err, s.settings.line)
+	for i := range statuses {
+		st := &statuses[i]
+		if spec, _ := options.Find(st.Key); spec.Live && st.State == options.PendingRestart {
+			st.State, st.Reason = options.Applied, options.ReasonAdjusted
+			st.Message = fmt.Sprintf("is in force as %s, which RocksDB made of %s", st.Effective, wanted.Value(st.Key))
+		}
+	}
+	return statuses
+}
+
+// textName is what a text of the agent is called in messages.
+const textName = "options"
+
+// tune gives RocksDB its own among the wanted options that can change now: all, or
+// none and an error that is a *options.ParseError.
+func (s *Server) tune(file string, wanted options.Options, named []options.Setting) error {
+	next := s.live.Load().WithLive(wanted)
+	return engineRefusal(file, named, s.db.Tune(next.EngineValues()))
+}
+
+// engineRefusal makes what RocksDB says of options a problem of the lines that they
+// are on.
+func engineRefusal(file string, named []options.Setting, err error) error {
+	if err == nil {
+		return nil
+	}
+	var refused *storage.TuningError
+	if !errors.As(err, &refused) {
+		return &options.ParseError{Problems: []options.Problem{{File: file, Reason: options.ReasonEngine, Message: "RocksDB's options cannot be changed: " + err.Error()}}}
+	}
+	var problems []options.Problem
+	for _, name := range refused.Options {
+		p := options.Problem{File: file, Key: options.EnginePrefix + name, Reason: options.ReasonEngine, Message: "is refused by RocksDB: " + refused.Err.Error()}
+		if i := slices.IndexFunc(named, func(n options.Setting) bool { return n.Key == p.Key }); i >= 0 {
+			p.Line = named[i].Line
+		}
+		problems = append(problems, p)
+	}
+	return &options.ParseError{Problems: problems}
+}
+
+// logRefused logs what is wrong with a file, a line each.
+func (s *Server) logRefused(msg string, err error) {
+	var refused *options.ParseError
+	if !errors.As(err, &refused) {
+		s.logger.Warn(msg, "reason", "rejected", "error", err)
+		return
+	}
+	for _, p := range refused.Problems {
+		s.logger.Warn(msg, "reason", p.Reason, "option", p.Key, "line", p.Line, "error", p)
+	}
 }
 
 // Reload reads the operator's file again and applies what can be changed now. An
@@ -151,23 +242,37 @@ func (s *Server) Reload() error {
 	}
 	s.settings.mu.Lock()
 	defer s.settings.mu.Unlock()
-	base, _, err := s.settings.readFile(s.settings.base)
-	if err != nil {
-		return fmt.Errorf("node: reload: %w", err)
+	base, inFile, err := s.settings.readFile(s.settings.base)
+	var wanted options.Options
+	var inText []options.Setting
+	if err == nil {
+		wanted, inText, err = s.settings.wanted(appliedName, s.settings.applied, base)
 	}
-	wanted, _, err := options.Parse(appliedName, s.settings.applied, base)
+	if err == nil {
+		err = s.tune(s.settings.file, wanted, inFile)
+	}
 	if err != nil {
+		s.logRefused("configuration file rejected", err)
 		return fmt.Errorf("node: reload: %w", err)
 	}
 	s.settings.base = base
-	s.change(s.settings.line.Over(wanted))
+	s.settings.remember(inFile)
+	s.adopt(wanted, inText)
 	return nil
+}
+
+// adopt changes to the options that the settings give now, of which inText are named
+// by the agent's text. RocksDB has been given its own.
+func (s *Server) adopt(wanted options.Options, inText []options.Setting) {
+	s.change(wanted)
+	sources := options.SourcesOf(s.settings.inFile, inText, s.settings.line)
+	s.settings.sources = s.settings.sources.Changed(*s.live.Load(), wanted, sources)
 }
 
 // change makes the options that can change now those of wanted.
 func (s *Server) change(wanted options.Options) {
 	former := *s.live.Load()
-	next := former.WithLive(wanted)
+	next := s.readBack(former.WithLive(wanted))
 	for _, key := range options.Changed(former, next) {
 		s.logger.Info("option changed", "option", key, "from", former.Value(key), "to", next.Value(key))
 	}
@@ -175,6 +280,16 @@ func (s *Server) change(wanted options.Options) {
 		s.logger.Info("option needs a restart", "option", key, "in_force", next.Value(key), "configured", wanted.Value(key))
 	}
 	s.apply(next)
+}
+
+// readBack returns o with what RocksDB says that it has.
+func (s *Server) readBack(o options.Options) options.Options {
+	now, err := s.db.Tuning()
+	if err != nil {
+		s.logger.Warn("RocksDB's options cannot be read back", "error", err)
+		return o
+	}
+	return o.WithEngineValues(now)
 }
 
 // apply puts options in force.

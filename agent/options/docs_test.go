@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -20,9 +21,36 @@ const (
 
 func tables() string {
 	var b strings.Builder
+	var own, engine []Spec
+	for _, s := range Specs() {
+		if strings.HasPrefix(s.Key, EnginePrefix) {
+			engine = append(engine, s)
+		} else {
+			own = append(own, s)
+		}
+	}
+	docTable(&b, own)
+	b.WriteString("\nOptions of RocksDB itself:\n\n")
+	docTable(&b, engine)
+	b.WriteString("\nOptions of RocksDB that are refused (reason `reserved`):\n\n| name | why |\n|---|---|\n")
+	refused := Reserved()
+	rows := make([]string, 0, len(refused))
+	for why, names := range refused {
+		rows = append(rows, fmt.Sprintf("| `%s` | %s |\n", strings.Join(names, "`, `"), why))
+	}
+	slices.Sort(rows)
+	b.WriteString(strings.Join(rows, ""))
+	b.WriteString("\nAccepted without effect:\n\n| option | why |\n|---|---|\n")
+	for _, s := range Ignored() {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", s.Key, strings.ReplaceAll(s.Doc, "|", `\|`))
+	}
+	return b.String()
+}
+
+func docTable(b *strings.Builder, specs []Spec) {
 	b.WriteString("| option | value | default | takes effect | meaning |\n|---|---|---|---|---|\n")
 	cell := func(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
-	for _, s := range Specs() {
+	for _, s := range specs {
 		value := s.Type
 		if s.Type == "integer" {
 			value = fmt.Sprintf("%d to %d", s.Min, s.Max)
@@ -38,13 +66,8 @@ func tables() string {
 		if s.Live {
 			effect = "at once"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", s.Key, cell(value), def, effect, cell(s.Doc))
+		fmt.Fprintf(b, "| `%s` | %s | %s | %s | %s |\n", s.Key, cell(value), def, effect, cell(s.Doc))
 	}
-	b.WriteString("\nAccepted without effect:\n\n| option | why |\n|---|---|\n")
-	for _, s := range Ignored() {
-		fmt.Fprintf(&b, "| `%s` | %s |\n", s.Key, cell(s.Doc))
-	}
-	return b.String()
 }
 
 // The reference of the options lists exactly the options that there are.

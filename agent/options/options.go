@@ -95,7 +95,8 @@ type ClusterReplication struct {
 	SpoolLimitMB int64 // MiB
 }
 
-// RocksDB are the options of the log and of how it is kept and copied.
+// RocksDB are the options of the log and of how it is kept and copied, and those of
+// RocksDB itself.
 type RocksDB struct {
 	WALTTLSeconds          int64
 	WALSizeLimitMB         int64 // 0 for no limit
@@ -105,6 +106,8 @@ type RocksDB struct {
 	WALMaxBatchBytes       int64
 	WALSyncBwlimit         int // KiB/s, 0: as Options.ReconstructionBwlimit
 	WALSyncInterval        time.Duration
+
+	Engine Engine
 }
 
 // Default returns the options of a flared that was told nothing.
@@ -131,6 +134,7 @@ func Default() Options {
 			ResyncFailureThreshold: 3,
 			WALMaxBatchBytes:       1 << 20,
 			WALSyncInterval:        500 * time.Millisecond,
+			Engine:                 engineDefaults,
 		},
 		ClusterReplication: ClusterReplication{
 			ServerPort:   12121,
@@ -184,7 +188,8 @@ func (o Options) WithLive(wanted Options) Options {
 }
 
 // Validate reports what no single option can know: that one which has no
-// default is missing. It is for the options flared is about to start with.
+// default is missing, or that some do not go together. It is for the options
+// flared is about to start with.
 func (o Options) Validate() error {
 	var problems []Problem
 	missing := func(key, example string) {
@@ -197,7 +202,21 @@ func (o Options) Validate() error {
 	if len(o.Indexes()) == 0 {
 		missing("index-servers", "flare-controller:12120")
 	}
+	problems = append(problems, o.engineConflicts("", nil)...)
 	if len(problems) > 0 {
+		return &ParseError{Problems: problems}
+	}
+	return nil
+}
+
+// Check reports options that do not go together: those of a file, which has the
+// settings, once the command line is over them. The error is a *ParseError.
+func (o Options) Check(file string, settings []Setting) error {
+	lines := make(map[string]int, len(settings))
+	for _, s := range settings {
+		lines[s.Key] = s.Line
+	}
+	if problems := o.engineConflicts(file, lines); len(problems) > 0 {
 		return &ParseError{Problems: problems}
 	}
 	return nil

@@ -129,7 +129,11 @@ func Parse(file string, text []byte, base Options) (Options, []Setting, error) {
 		settings = append(settings, Setting{key, value, n})
 		s, old := lookup(key), ignoredSpec(key)
 		if s == nil && old == nil {
-			problem(n, key, ReasonUnknownOption, "%s", unknown(key))
+			if why := reservedOption(key); why != "" {
+				problem(n, key, ReasonReserved, "%s", why)
+			} else {
+				problem(n, key, ReasonUnknownOption, "%s", unknown(key))
+			}
 			continue
 		}
 		if at, again := first[key]; again {
@@ -150,6 +154,7 @@ func Parse(file string, text []byte, base Options) (Options, []Setting, error) {
 	if opts.oneIndex(func(key string) bool { return first[key] > 0 }) {
 		problem(first[keyIndexName], keyIndexName, ReasonConflict, "%s", bothIndexes)
 	}
+	problems = append(problems, opts.engineConflicts(file, first)...)
 	if len(problems) > 0 {
 		return base, settings, &ParseError{problems}
 	}
@@ -201,7 +206,10 @@ func unknown(key string) string {
 		names[i] = s.Key
 	}
 	key = strings.TrimLeft(key, "-")
-	for _, name := range []string{strings.ToLower(strings.ReplaceAll(key, "_", "-")), "rocksdb-" + key} {
+	if name, ok := strings.CutPrefix(key, EnginePrefix); ok {
+		return unknownEngine(name)
+	}
+	for _, name := range []string{strings.ToLower(strings.ReplaceAll(key, "_", "-")), "rocksdb-" + key, EnginePrefix + key} {
 		if slices.Contains(names, name) {
 			return "is not an option; did you mean " + name + "?"
 		}

@@ -40,6 +40,10 @@ const (
 	ReasonFileRejected = "file_rejected"
 	// ReasonCommandLine: the command line gives another value, which wins.
 	ReasonCommandLine = "command_line"
+	// ReasonEngine: RocksDB refuses the value; its words are in the message.
+	ReasonEngine = "refused_by_rocksdb"
+	// ReasonAdjusted: RocksDB took the value and made another one of it.
+	ReasonAdjusted = "adjusted_by_rocksdb"
 )
 
 // Status is what became of one option.

@@ -46,7 +46,7 @@ const (
 
 // table holds every option in the order in which they are shown. It is not
 // changed after init, which fills in the defaults.
-var table = []spec{
+var table = append([]spec{
 	text("server-name", restart, "name under which this node registers at the index and by which other nodes reach it (default: the machine's host name)",
 		checkHost, func(o *Options) *string { return &o.ServerName }),
 	number("server-port", "", 1, 65535, restart, "TCP port for clients and other nodes",
@@ -145,7 +145,7 @@ var table = []spec{
 		func(o *Options) *int { return &o.ClusterReplication.Concurrency }, 1),
 	number("cluster-replication-spool-limit-mb", "MiB", 1, 1<<24, live, "log that is kept while that node cannot be reached; beyond it the log is given up and all records are sent anew",
 		func(o *Options) *int64 { return &o.ClusterReplication.SpoolLimitMB }, 1),
-}
+}, engineSpecs()...)
 
 func init() {
 	d := Default()
@@ -160,6 +160,14 @@ func lookup(key string) *spec {
 		return nil
 	}
 	return &table[i]
+}
+
+// Find returns the option of a name.
+func Find(key string) (Spec, bool) {
+	if s := lookup(key); s != nil {
+		return s.Spec, true
+	}
+	return Spec{}, false
 }
 
 // Specs returns every option, in the order in which they are shown.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/options/wire"
 	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
 )
 
@@ -65,6 +66,7 @@ type Config struct {
 	Read    bool // File holds what was found, be it nothing
 	File    File
 	Applied string // hash of the last file that flared accepted
+	Text    string // that file
 
 	ChangedAt time.Time
 	Rejected  bool
@@ -243,11 +245,11 @@ func (c *Config) outcome(e ApplyDone) {
 		c.Options = withFile(e.Response.GetOptions(), c.File.Text, settings, err)
 		return
 	}
-	rejected, applied, message := true, c.Applied, ""
+	rejected, applied, text, message := true, c.Applied, c.Text, ""
 	opts := e.Response.GetOptions()
 	switch {
 	case e.Response.GetAccepted():
-		rejected, applied, message = false, c.File.Hash, c.File.Note
+		rejected, applied, text, message = false, c.File.Hash, c.File.Text, c.File.Note
 	case c.localErr != nil:
 		// Said here with the file's own name; flared may list only names that it knows.
 		message = firstProblem(c.localErr)
@@ -259,7 +261,7 @@ func (c *Config) outcome(e ApplyDone) {
 	if rejected != c.Rejected || applied != c.Applied {
 		c.ChangedAt = e.At
 	}
-	c.Rejected, c.Applied, c.Message, c.Options = rejected, applied, message, opts
+	c.Rejected, c.Applied, c.Text, c.Message, c.Options = rejected, applied, text, message, opts
 }
 
 func firstProblem(err error) string {
@@ -272,10 +274,12 @@ func firstProblem(err error) string {
 func firstRejected(opts []*agentv1.OptionStatus) string {
 	var first *agentv1.OptionStatus
 	for _, o := range opts {
-		if o.GetState() != agentv1.OptionState_OPTION_STATE_REJECTED || o.GetReason() == options.ReasonFileRejected {
+		if o.GetState() != agentv1.OptionState_OPTION_STATE_REJECTED {
 			continue
 		}
-		if first == nil || o.GetLine() < first.GetLine() {
+		// One that is only refused along with another tells why if nothing else does.
+		own, firstOwn := o.GetReason() != options.ReasonFileRejected, first.GetReason() != options.ReasonFileRejected
+		if first == nil || own && !firstOwn || own == firstOwn && o.GetLine() < first.GetLine() {
 			first = o
 		}
 	}
@@ -287,28 +291,39 @@ func firstRejected(opts []*agentv1.OptionStatus) string {
 	return p.Error()
 }
 
+// readBack returns the options with the values that flared read back last.
+func readBack(known []*agentv1.OptionStatus) options.Options {
+	running := options.Default()
+	for _, o := range known {
+		if o.GetEffective() == "" {
+			continue // not read back; as a line it would be a switch
+		}
+		// One by one: a newer flared may have values that this agent would refuse.
+		running, _, _ = options.Parse("", []byte(o.GetKey()+" = "+o.GetEffective()), running)
+	}
+	return running
+}
+
 // withFile is what can be said of each option once a file was read and before
 // flared has answered: known holds the values that flared read back last, and
 // settings and err are those of parsing the file here. An option that the file
 // changes has no state until flared has spoken.
 func withFile(known []*agentv1.OptionStatus, text string, settings []options.Setting, err error) []*agentv1.OptionStatus {
-	running, was := options.Default(), make(map[string]*agentv1.OptionStatus)
+	running, was := readBack(known), make(map[string]*agentv1.OptionStatus)
 	for _, o := range known {
 		was[o.GetKey()] = o
-		// One by one: a newer flared may have values that this agent would refuse.
-		running, _, _ = options.Parse("", []byte(o.GetKey()+" = "+o.GetEffective()), running)
 	}
 	wanted, _, _ := options.Parse(ConfigFile, []byte(text), options.Default())
 
 	var out []*agentv1.OptionStatus
 	for _, r := range options.Report(running, wanted, settings, err, nil) {
-		o := &agentv1.OptionStatus{Key: r.Key, Configured: r.Configured, State: stateProto(r.State),
-			Reason: r.Reason, Message: r.Message, Line: uint32(r.Line)}
+		o := wire.Status(r, 0)
+		o.Effective = ""
 		k := was[r.Key]
 		delete(was, r.Key)
 		switch {
 		case k != nil && k.GetEffective() != "":
-			o.Effective = k.GetEffective()
+			o.Effective, o.Source = k.GetEffective(), k.GetSource()
 			if r.State == options.PendingRestart {
 				o.State = agentv1.OptionState_OPTION_STATE_UNSPECIFIED
 				if r.Line == 0 && k.GetLine() == 0 {
@@ -331,19 +346,6 @@ func withFile(known []*agentv1.OptionStatus, text string, settings []options.Set
 		}
 	}
 	return out
-}
-
-func stateProto(s options.State) agentv1.OptionState {
-	switch s {
-	case options.Applied:
-		return agentv1.OptionState_OPTION_STATE_APPLIED
-	case options.PendingRestart:
-		return agentv1.OptionState_OPTION_STATE_PENDING_RESTART
-	case options.Rejected:
-		return agentv1.OptionState_OPTION_STATE_REJECTED
-	default:
-		return agentv1.OptionState_OPTION_STATE_UNSPECIFIED
-	}
 }
 
 // Status returns what the agent says of itself, without its uptime: that changes

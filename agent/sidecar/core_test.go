@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/options/wire"
 	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
 )
 
@@ -36,8 +37,7 @@ func answers(ms int, attempt uint64, text string) ApplyDone {
 	}
 	resp := &agentv1.ApplyOptionsResponse{Accepted: err == nil}
 	for _, r := range options.Report(running, wanted, settings, err, nil) {
-		resp.Options = append(resp.Options, &agentv1.OptionStatus{Key: r.Key, Effective: r.Effective, Configured: r.Configured,
-			State: stateProto(r.State), Reason: r.Reason, Message: r.Message, Line: uint32(r.Line)})
+		resp.Options = append(resp.Options, wire.Status(r, 0))
 	}
 	return ApplyDone{At: at(ms), Attempt: attempt, Response: resp}
 }

@@ -65,8 +65,7 @@ func readFiles(dir, from string) (File, error) {
 	case err != nil:
 		return File{}, err
 	}
-	sum := sha256.Sum256(text)
-	f := File{Present: true, Text: string(text), Hash: hex.EncodeToString(sum[:])[:12]}
+	f := File{Present: true, Text: string(text), Hash: hashOf(string(text))}
 	gen, err := readLimited(filepath.Join(from, generationFile), 64)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -80,6 +79,12 @@ func readFiles(dir, from string) (File, error) {
 		}
 	}
 	return f, nil
+}
+
+// hashOf returns the hash of an options text as it is shown.
+func hashOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])[:12]
 }
 
 func readLimited(path string, limit int64) ([]byte, error) {

@@ -19,6 +19,8 @@ const (
 	redialMax = 200 * time.Millisecond
 	// applyTimeout bounds one ApplyOptions call.
 	applyTimeout = 5 * time.Second
+	// askTimeout bounds a question about options, which somebody waits for.
+	askTimeout = 3 * time.Second
 )
 
 // dialFlared returns a connection that is made, and made again, when it is used.

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/options/wire"
 	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
 )
 
@@ -49,8 +50,9 @@ type fakeFlared struct {
 	status  *agentv1.NodeStatus
 	changed chan struct{}
 	running options.Options
+	applied string
 	texts   []string // of ApplyOptions
-	failing error    // answered to ApplyOptions
+	failing error    // answered to whatever is about options
 	release chan struct{}
 }
 
@@ -153,14 +155,45 @@ func (f *fakeFlared) ApplyOptions(ctx context.Context, req *agentv1.ApplyOptions
 	defer f.mu.Unlock()
 	wanted, settings, err := options.Parse("applied", []byte(req.GetText()), options.Default())
 	if err == nil {
-		f.running = f.running.WithLive(wanted)
+		f.running, f.applied = f.running.WithLive(wanted), req.GetText()
 	}
 	resp := &agentv1.ApplyOptionsResponse{Accepted: err == nil}
 	for _, r := range options.Report(f.running, wanted, settings, err, nil) {
-		resp.Options = append(resp.Options, &agentv1.OptionStatus{Key: r.Key, Effective: r.Effective, Configured: r.Configured,
-			State: stateProto(r.State), Reason: r.Reason, Message: r.Message, Line: uint32(r.Line)})
+		resp.Options = append(resp.Options, wire.Status(r, 0))
 	}
 	return resp, nil
+}
+
+// GetOptions and CheckOptions know a command line with data-dir beside what was applied.
+func (f *fakeFlared) GetOptions(context.Context, *agentv1.GetOptionsRequest) (*agentv1.GetOptionsResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failing != nil {
+		return nil, f.failing
+	}
+	resp := &agentv1.GetOptionsResponse{AppliedText: f.applied}
+	wanted, settings, err := options.Parse("applied", []byte(f.applied), f.running)
+	for _, r := range options.Report(f.running, wanted, settings, err, nil) {
+		from := options.FromDefault
+		switch {
+		case r.Key == "data-dir":
+			r.Effective, r.State, from = "/data", options.Applied, options.FromCommandLine
+		case r.Line > 0:
+			from = options.FromAgent
+		}
+		resp.Options = append(resp.Options, wire.Status(r, from))
+	}
+	return resp, nil
+}
+
+func (f *fakeFlared) CheckOptions(_ context.Context, req *agentv1.CheckOptionsRequest) (*agentv1.CheckOptionsResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failing != nil {
+		return nil, f.failing
+	}
+	wanted, settings, err := options.Parse("checked", []byte(req.GetText()), options.Default())
+	return &agentv1.CheckOptionsResponse{Accepted: err == nil, Options: wire.Verdicts(options.Preview(f.running, wanted, settings, err, nil))}, nil
 }
 
 // configMap is a directory as the kubelet keeps it for a mounted ConfigMap: the

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"fmt"
+	"maps"
 	"sync/atomic"
 
 	"github.com/linxGnu/grocksdb"
@@ -33,6 +34,7 @@ type engineOptions struct {
 	writeBuffer  int64
 	blockCache   int64
 	maxOpenFiles int
+	tuning       Tuning // over everything else
 	readOnly     bool
 	mustExist    bool
 }
@@ -60,6 +62,8 @@ func openEngine(dir string, o engineOptions) (_ *engine, err error) {
 	opts.SetMaxOpenFiles(o.maxOpenFiles)
 	opts.SetCompression(grocksdb.LZ4Compression)
 	opts.SetMaxBackgroundJobs(2)
+	// RocksDB would change it to this itself as soon as any option is changed.
+	opts.SetBytesPerSync(1 << 20)
 
 	opts.SetWALTtlSeconds(walForever)
 	opts.SetWalSizeLimitMb(0)
@@ -81,10 +85,15 @@ func openEngine(dir string, o engineOptions) (_ *engine, err error) {
 	e.cache = grocksdb.NewLRUCache(uint64(o.blockCache))
 	e.table = grocksdb.NewDefaultBlockBasedTableOptions()
 	e.table.SetBlockCache(e.cache)
-	e.table.SetFilterPolicy(grocksdb.NewBloomFilterFull(10))
 	e.table.SetCacheIndexAndFilterBlocks(false)
 	e.table.SetFormatVersion(5)
 	opts.SetBlockBasedTableFactory(e.table)
+	tuning := Tuning{bloomBits: "10"}
+	maps.Copy(tuning, o.tuning)
+	if opts, err = tuned(opts, tuning); err != nil {
+		return nil, fmt.Errorf("open rocksdb in %s: %w", dir, err)
+	}
+	e.opts = opts
 
 	e.read = grocksdb.NewDefaultReadOptions()
 	e.scan = grocksdb.NewDefaultReadOptions()

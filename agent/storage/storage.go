@@ -15,7 +15,7 @@
 //	checkpoint.* copies that are being sent
 //	REPLACE      present while one database takes another's place
 //
-// Locks are taken in this order: key stripes, committing, commit, guards of the record cache,
+// Locks are taken in this order: tuning, key stripes, committing, commit, guards of the record cache,
 // engine, position.
 package storage
 
@@ -93,12 +93,13 @@ type Options struct {
 	WALReplicaLimit int64
 	MaxBatchBytes   int // of records grouped into one batch, default 1 MiB
 
-	RecordCache  int64 // bytes of hot records kept in memory, 0 for none
-	BlockCache   int64 // bytes, default 64 MiB
-	WriteBuffer  int64 // bytes of a memtable, and so about the size of a log, default 16 MiB
-	MaxOpenFiles int   // of table files, default 512
-	MinFree      int64 // bytes that must be free on the disk to accept writes, default 64 MiB, negative for any
-	Tombstones   int   // kept, oldest dropped first, default 65536; equal on all nodes of a partition
+	RecordCache  int64  // bytes of hot records kept in memory, 0 for none
+	BlockCache   int64  // bytes, default 64 MiB
+	WriteBuffer  int64  // bytes of a memtable, and so about the size of a log, default 16 MiB
+	MaxOpenFiles int    // of table files, default 512
+	Tuning       Tuning // of RocksDB itself; it wins over the above
+	MinFree      int64  // bytes that must be free on the disk to accept writes, default 64 MiB, negative for any
+	Tombstones   int    // kept, oldest dropped first, default 65536; equal on all nodes of a partition
 
 	SweepInterval time.Duration    // between two looks at the retained logs, default 10 s
 	Now           func() time.Time // default time.Now
@@ -190,6 +191,9 @@ type DB struct {
 
 	watch atomic.Pointer[accessWatch] // nil while nobody watches
 
+	tuneMu sync.Mutex             // held while options of RocksDB are changed; taken before mu
+	tuning atomic.Pointer[Tuning] // over opts, for the next engine; never modified
+
 	syncWrites    atomic.Bool
 	maxBatchBytes atomic.Int64
 	fsyncs        atomic.Uint64
@@ -212,6 +216,7 @@ func Open(o Options) (*DB, error) {
 	}
 	db := &DB{opts: o, log: o.Logger, seed: maphash.MakeSeed(), freeSpace: freeSpace, cache: newRecordCache(o.RecordCache)}
 	db.queue.init()
+	db.tuning.Store(&o.Tuning)
 	db.policy.holds = map[*Hold]uint64{}
 	db.policy.changed = make(chan struct{}, 1)
 	db.syncWrites.Store(o.SyncWrites)
@@ -270,6 +275,7 @@ func (db *DB) engineOptions() engineOptions {
 		writeBuffer:  db.opts.WriteBuffer,
 		blockCache:   db.opts.BlockCache,
 		maxOpenFiles: db.opts.MaxOpenFiles,
+		tuning:       *db.tuning.Load(),
 	}
 }
 

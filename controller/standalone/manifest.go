@@ -3,6 +3,7 @@ package standalone
 import (
 	"fmt"
 	"os"
+	"regexp"
 
 	"sigs.k8s.io/yaml"
 
@@ -49,6 +50,11 @@ func ParseManifest(b []byte) (*v1.FlareCluster, error) {
 	return c, validate(&c.Spec)
 }
 
+var (
+	optionName  = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,48}$`)
+	optionValue = regexp.MustCompile(`^[A-Za-z0-9_.:+-]{1,64}$`)
+)
+
 // validate repeats the bounds of the CustomResourceDefinition, which no API
 // server enforces here.
 func validate(s *v1.FlareClusterSpec) error {
@@ -70,6 +76,14 @@ func validate(s *v1.FlareClusterSpec) error {
 	} {
 		if f.value < f.low || f.value > f.high {
 			return fmt.Errorf("spec.%s is %d: want %d to %d", f.name, f.value, f.low, f.high)
+		}
+	}
+	if len(r.Options) > 64 {
+		return fmt.Errorf("spec.rocksdb.options has %d entries: want at most 64", len(r.Options))
+	}
+	for name, value := range r.Options {
+		if !optionName.MatchString(name) || !optionValue.MatchString(string(value)) {
+			return fmt.Errorf("spec.rocksdb.options has %q: %q: want a name of RocksDB and a value, such as write_buffer_size: \"33554432\"", name, value)
 		}
 	}
 	if s.PartitionSize <= s.Partitions {

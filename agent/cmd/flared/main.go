@@ -162,7 +162,7 @@ func serve(opts options.Options, settings *node.Settings, pid string, level *slo
 				switch {
 				case sig == syscall.SIGHUP:
 					if err := server.Reload(); err != nil {
-						logger.Error("configuration was not reloaded", "error", err)
+						logger.Error("configuration was not reloaded, the former one stays in force", "error", err)
 					}
 				case leaving:
 					logger.Warn("stopping at once", "signal", sig.String())
@@ -216,6 +216,7 @@ func openDatabase(opts options.Options, signals <-chan os.Signal, logger *slog.L
 			RecordCache:     opts.RecordCacheSizeMB << 20,
 			BlockCache:      opts.BlockCacheSizeMB << 20,
 			Tombstones:      opts.StorageCacheSize,
+			Tuning:          opts.EngineValues(),
 			Logger:          logger,
 		})
 		if !errors.Is(err, storage.ErrLocked) || time.Since(began) > lockPatience {

@@ -2,6 +2,8 @@ package v1
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -73,5 +75,20 @@ func RenderConfig(spec FlareClusterSpec) string {
 	} {
 		fmt.Fprintf(&b, "%s = %s\n", o.key, o.value)
 	}
+	for _, name := range slices.Sorted(maps.Keys(r.Options)) {
+		fmt.Fprintf(&b, "rocksdb-option-%s = %s\n", oneWord(name), oneWord(string(r.Options[name])))
+	}
 	return b.String()
+}
+
+// oneWord makes a name or value that is no single word one that the nodes refuse:
+// the names of a map are the one thing that no schema keeps from having a line of
+// their own.
+func oneWord(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.:+-", r) {
+			return r
+		}
+		return '?'
+	}, s)
 }

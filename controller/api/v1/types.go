@@ -75,7 +75,8 @@ type FlareClusterSpec struct {
 	// +optional
 	Replication ReplicationSpec `json:"replication,omitempty"`
 
-	// Storage options of the nodes. All of them take effect without a restart.
+	// Storage options of the nodes. They take effect without a restart; some of
+	// options do so at the next one.
 	// +kubebuilder:default={}
 	// +optional
 	RocksDB RocksDBSpec `json:"rocksdb,omitempty"`
@@ -166,7 +167,21 @@ type RocksDBSpec struct {
 	// +kubebuilder:validation:Maximum=60000
 	// +optional
 	WALSyncInterval *int64 `json:"walSyncInterval,omitempty"`
+
+	// Options of RocksDB itself by RocksDB's names, such as write_buffer_size: "33554432".
+	// docs/options.md lists them with their ranges (rocksdb-option-*) and tells which
+	// wait for a restart. One that the nodes refuse is named in the condition
+	// ConfigApplied, and none of the file takes effect.
+	// +kubebuilder:validation:MaxProperties=64
+	// +optional
+	Options map[string]RocksDBOption `json:"options,omitempty"`
 }
+
+// RocksDBOption is the value of one, in RocksDB's writing.
+//
+// +kubebuilder:validation:Pattern=`^[A-Za-z0-9_.:+-]+$`
+// +kubebuilder:validation:MaxLength=64
+type RocksDBOption string
 
 // FlareClusterStatus is what is.
 type FlareClusterStatus struct {

@@ -417,6 +417,483 @@ func (x *ConfigStatus) GetOptions() []*OptionStatus {
 	return nil
 }
 
+// GetConfigRequest asks for the configuration.
+type GetConfigRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConfigRequest) Reset() {
+	*x = GetConfigRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConfigRequest) ProtoMessage() {}
+
+func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConfigRequest.ProtoReflect.Descriptor instead.
+func (*GetConfigRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+// GetConfigResponse is the configuration of one data pod.
+type GetConfigResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port under which flared registers.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Whether the values were read back from flared for this answer.
+	FromFlared bool `protobuf:"varint,2,opt,name=from_flared,json=fromFlared,proto3" json:"from_flared,omitempty"`
+	// What to know about the answer; empty when there is nothing to say.
+	Note string `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	// Generation of the FlareCluster that the options file read last was rendered
+	// from; 0 when unknown.
+	Generation int64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// SHA-256 of the options file read last, first 12 hex digits; empty when there is none.
+	Hash string `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`
+	// SHA-256 of applied_text, first 12 hex digits; empty when there is none.
+	AppliedHash string `protobuf:"bytes,6,opt,name=applied_hash,json=appliedHash,proto3" json:"applied_hash,omitempty"`
+	// When the last change was applied or rejected.
+	ChangedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	// Whether the file read last was rejected; applied_text stays in force.
+	Rejected bool `protobuf:"varint,8,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	// The first problem in words.
+	Message string `protobuf:"bytes,9,opt,name=message,proto3" json:"message,omitempty"`
+	// Every option, in the order of docs/options.md.
+	Options []*ConfigOption `protobuf:"bytes,10,rep,name=options,proto3" json:"options,omitempty"`
+	// The text that flared accepted last.
+	AppliedText   string `protobuf:"bytes,11,opt,name=applied_text,json=appliedText,proto3" json:"applied_text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConfigResponse) Reset() {
+	*x = GetConfigResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConfigResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConfigResponse) ProtoMessage() {}
+
+func (x *GetConfigResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConfigResponse.ProtoReflect.Descriptor instead.
+func (*GetConfigResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *GetConfigResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *GetConfigResponse) GetFromFlared() bool {
+	if x != nil {
+		return x.FromFlared
+	}
+	return false
+}
+
+func (x *GetConfigResponse) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *GetConfigResponse) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *GetConfigResponse) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *GetConfigResponse) GetAppliedHash() string {
+	if x != nil {
+		return x.AppliedHash
+	}
+	return ""
+}
+
+func (x *GetConfigResponse) GetChangedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangedAt
+	}
+	return nil
+}
+
+func (x *GetConfigResponse) GetRejected() bool {
+	if x != nil {
+		return x.Rejected
+	}
+	return false
+}
+
+func (x *GetConfigResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *GetConfigResponse) GetOptions() []*ConfigOption {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *GetConfigResponse) GetAppliedText() string {
+	if x != nil {
+		return x.AppliedText
+	}
+	return ""
+}
+
+// ConfigOption is one option: what it is, and what it has.
+type ConfigOption struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Option name.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Value in force as read back; empty when not known, or when it has none.
+	Effective string `protobuf:"bytes,2,opt,name=effective,proto3" json:"effective,omitempty"`
+	// Value without any configuration.
+	DefaultValue string `protobuf:"bytes,3,opt,name=default_value,json=defaultValue,proto3" json:"default_value,omitempty"`
+	// Where the effective value comes from.
+	Source OptionSource `protobuf:"varint,4,opt,name=source,proto3,enum=flare.agent.v1.OptionSource" json:"source,omitempty"`
+	// Whether a change takes effect at once; otherwise at the next start of flared.
+	Live bool `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
+	// integer, boolean, text, list, or the words that are allowed, separated by |.
+	Type string `protobuf:"bytes,6,opt,name=type,proto3" json:"type,omitempty"`
+	// Unit of an integer; empty for a plain number.
+	Unit string `protobuf:"bytes,7,opt,name=unit,proto3" json:"unit,omitempty"`
+	// Least value of an integer.
+	Min int64 `protobuf:"varint,8,opt,name=min,proto3" json:"min,omitempty"`
+	// Greatest value of an integer; 0 for other types.
+	Max int64 `protobuf:"varint,9,opt,name=max,proto3" json:"max,omitempty"`
+	// What the option does.
+	Description string `protobuf:"bytes,10,opt,name=description,proto3" json:"description,omitempty"`
+	// Value that extra.conf asks for; empty when it does not name the option.
+	Configured string `protobuf:"bytes,11,opt,name=configured,proto3" json:"configured,omitempty"`
+	// What became of it.
+	State OptionState `protobuf:"varint,12,opt,name=state,proto3,enum=flare.agent.v1.OptionState" json:"state,omitempty"`
+	// For a rejected option: why. Machine-readable.
+	Reason string `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
+	// For a rejected option: the words, naming what would be right.
+	Message string `protobuf:"bytes,14,opt,name=message,proto3" json:"message,omitempty"`
+	// Line of extra.conf, from 1; 0 when it does not name the option.
+	Line          uint32 `protobuf:"varint,15,opt,name=line,proto3" json:"line,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigOption) Reset() {
+	*x = ConfigOption{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigOption) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigOption) ProtoMessage() {}
+
+func (x *ConfigOption) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigOption.ProtoReflect.Descriptor instead.
+func (*ConfigOption) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ConfigOption) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetEffective() string {
+	if x != nil {
+		return x.Effective
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetDefaultValue() string {
+	if x != nil {
+		return x.DefaultValue
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetSource() OptionSource {
+	if x != nil {
+		return x.Source
+	}
+	return OptionSource_OPTION_SOURCE_UNSPECIFIED
+}
+
+func (x *ConfigOption) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *ConfigOption) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetMin() int64 {
+	if x != nil {
+		return x.Min
+	}
+	return 0
+}
+
+func (x *ConfigOption) GetMax() int64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *ConfigOption) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetConfigured() string {
+	if x != nil {
+		return x.Configured
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetState() OptionState {
+	if x != nil {
+		return x.State
+	}
+	return OptionState_OPTION_STATE_UNSPECIFIED
+}
+
+func (x *ConfigOption) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ConfigOption) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+// ValidateConfigRequest carries a configuration.
+type ValidateConfigRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The text of an options file, as extra.conf would have it.
+	Text          string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ValidateConfigRequest) Reset() {
+	*x = ValidateConfigRequest{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ValidateConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ValidateConfigRequest) ProtoMessage() {}
+
+func (x *ValidateConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ValidateConfigRequest.ProtoReflect.Descriptor instead.
+func (*ValidateConfigRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ValidateConfigRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// ValidateConfigResponse tells what would become of it.
+type ValidateConfigResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the configuration would be taken.
+	Accepted bool `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// Whether flared was asked. Otherwise the agent alone has looked: it knows
+	// neither flared's own file and command line nor what RocksDB says.
+	CheckedByFlared bool `protobuf:"varint,2,opt,name=checked_by_flared,json=checkedByFlared,proto3" json:"checked_by_flared,omitempty"`
+	// What to know about the answer; empty when there is nothing to say.
+	Note string `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	// Every option that the text names, every one that would change because it does
+	// not, and every line that cannot be read.
+	Options []*OptionVerdict `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty"`
+	// SHA-256 of the text, first 12 hex digits, as GetStatus shows it once it is
+	// applied.
+	Hash          string `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ValidateConfigResponse) Reset() {
+	*x = ValidateConfigResponse{}
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ValidateConfigResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ValidateConfigResponse) ProtoMessage() {}
+
+func (x *ValidateConfigResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ValidateConfigResponse.ProtoReflect.Descriptor instead.
+func (*ValidateConfigResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ValidateConfigResponse) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+func (x *ValidateConfigResponse) GetCheckedByFlared() bool {
+	if x != nil {
+		return x.CheckedByFlared
+	}
+	return false
+}
+
+func (x *ValidateConfigResponse) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *ValidateConfigResponse) GetOptions() []*OptionVerdict {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *ValidateConfigResponse) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
 // OrphanScanRequest starts a count.
 type OrphanScanRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -426,7 +903,7 @@ type OrphanScanRequest struct {
 
 func (x *OrphanScanRequest) Reset() {
 	*x = OrphanScanRequest{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +915,7 @@ func (x *OrphanScanRequest) String() string {
 func (*OrphanScanRequest) ProtoMessage() {}
 
 func (x *OrphanScanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +928,7 @@ func (x *OrphanScanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanScanRequest.ProtoReflect.Descriptor instead.
 func (*OrphanScanRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 // OrphanScanResponse tells how far the count is.
@@ -465,7 +942,7 @@ type OrphanScanResponse struct {
 
 func (x *OrphanScanResponse) Reset() {
 	*x = OrphanScanResponse{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +954,7 @@ func (x *OrphanScanResponse) String() string {
 func (*OrphanScanResponse) ProtoMessage() {}
 
 func (x *OrphanScanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +967,7 @@ func (x *OrphanScanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanScanResponse.ProtoReflect.Descriptor instead.
 func (*OrphanScanResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OrphanScanResponse) GetProgress() *OrphanProgress {
@@ -511,7 +988,7 @@ type OrphanPurgeRequest struct {
 
 func (x *OrphanPurgeRequest) Reset() {
 	*x = OrphanPurgeRequest{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +1000,7 @@ func (x *OrphanPurgeRequest) String() string {
 func (*OrphanPurgeRequest) ProtoMessage() {}
 
 func (x *OrphanPurgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +1013,7 @@ func (x *OrphanPurgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanPurgeRequest.ProtoReflect.Descriptor instead.
 func (*OrphanPurgeRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OrphanPurgeRequest) GetRate() uint32 {
@@ -557,7 +1034,7 @@ type OrphanPurgeResponse struct {
 
 func (x *OrphanPurgeResponse) Reset() {
 	*x = OrphanPurgeResponse{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +1046,7 @@ func (x *OrphanPurgeResponse) String() string {
 func (*OrphanPurgeResponse) ProtoMessage() {}
 
 func (x *OrphanPurgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +1059,7 @@ func (x *OrphanPurgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanPurgeResponse.ProtoReflect.Descriptor instead.
 func (*OrphanPurgeResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OrphanPurgeResponse) GetProgress() *OrphanProgress {
@@ -606,7 +1083,7 @@ type ResyncRequest struct {
 
 func (x *ResyncRequest) Reset() {
 	*x = ResyncRequest{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +1095,7 @@ func (x *ResyncRequest) String() string {
 func (*ResyncRequest) ProtoMessage() {}
 
 func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +1108,7 @@ func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncRequest.ProtoReflect.Descriptor instead.
 func (*ResyncRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResyncRequest) GetTier() Tier {
@@ -652,7 +1129,7 @@ type ResyncResponse struct {
 
 func (x *ResyncResponse) Reset() {
 	*x = ResyncResponse{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -664,7 +1141,7 @@ func (x *ResyncResponse) String() string {
 func (*ResyncResponse) ProtoMessage() {}
 
 func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -677,7 +1154,7 @@ func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncResponse.ProtoReflect.Descriptor instead.
 func (*ResyncResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResyncResponse) GetProgress() *ResyncProgress {
@@ -701,7 +1178,7 @@ type CreateCheckpointRequest struct {
 
 func (x *CreateCheckpointRequest) Reset() {
 	*x = CreateCheckpointRequest{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +1190,7 @@ func (x *CreateCheckpointRequest) String() string {
 func (*CreateCheckpointRequest) ProtoMessage() {}
 
 func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +1203,7 @@ func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateCheckpointRequest) GetDirectory() string {
@@ -754,7 +1231,7 @@ type CreateCheckpointResponse struct {
 
 func (x *CreateCheckpointResponse) Reset() {
 	*x = CreateCheckpointResponse{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +1243,7 @@ func (x *CreateCheckpointResponse) String() string {
 func (*CreateCheckpointResponse) ProtoMessage() {}
 
 func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +1256,7 @@ func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateCheckpointResponse) GetProgress() *BackupProgress {
@@ -798,7 +1275,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +1287,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +1300,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 // ListCheckpointsResponse carries them.
@@ -839,7 +1316,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1328,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1341,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListCheckpointsResponse) GetBackups() []*Backup {
@@ -892,7 +1369,7 @@ type DeleteCheckpointRequest struct {
 
 func (x *DeleteCheckpointRequest) Reset() {
 	*x = DeleteCheckpointRequest{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1381,7 @@ func (x *DeleteCheckpointRequest) String() string {
 func (*DeleteCheckpointRequest) ProtoMessage() {}
 
 func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1394,7 @@ func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteCheckpointRequest) GetDirectory() string {
@@ -936,7 +1413,7 @@ type DeleteCheckpointResponse struct {
 
 func (x *DeleteCheckpointResponse) Reset() {
 	*x = DeleteCheckpointResponse{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1425,7 @@ func (x *DeleteCheckpointResponse) String() string {
 func (*DeleteCheckpointResponse) ProtoMessage() {}
 
 func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1438,7 @@ func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 // HandoverRequest names who shall become the master.
@@ -980,7 +1457,7 @@ type HandoverRequest struct {
 
 func (x *HandoverRequest) Reset() {
 	*x = HandoverRequest{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1469,7 @@ func (x *HandoverRequest) String() string {
 func (*HandoverRequest) ProtoMessage() {}
 
 func (x *HandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1482,7 @@ func (x *HandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandoverRequest.ProtoReflect.Descriptor instead.
 func (*HandoverRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HandoverRequest) GetTarget() string {
@@ -1040,7 +1517,7 @@ type HandoverResponse struct {
 
 func (x *HandoverResponse) Reset() {
 	*x = HandoverResponse{}
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1529,7 @@ func (x *HandoverResponse) String() string {
 func (*HandoverResponse) ProtoMessage() {}
 
 func (x *HandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_flare_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1542,7 @@ func (x *HandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandoverResponse.ProtoReflect.Descriptor instead.
 func (*HandoverResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_flare_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HandoverResponse) GetHandover() *Handover {
@@ -1108,7 +1585,52 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"changed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x1a\n" +
 	"\brejected\x18\x05 \x01(\bR\brejected\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x126\n" +
-	"\aoptions\x18\a \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions\"\x13\n" +
+	"\aoptions\x18\a \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions\"\x12\n" +
+	"\x10GetConfigRequest\"\xff\x02\n" +
+	"\x11GetConfigResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1f\n" +
+	"\vfrom_flared\x18\x02 \x01(\bR\n" +
+	"fromFlared\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x03R\n" +
+	"generation\x12\x12\n" +
+	"\x04hash\x18\x05 \x01(\tR\x04hash\x12!\n" +
+	"\fapplied_hash\x18\x06 \x01(\tR\vappliedHash\x129\n" +
+	"\n" +
+	"changed_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x1a\n" +
+	"\brejected\x18\b \x01(\bR\brejected\x12\x18\n" +
+	"\amessage\x18\t \x01(\tR\amessage\x126\n" +
+	"\aoptions\x18\n" +
+	" \x03(\v2\x1c.flare.agent.v1.ConfigOptionR\aoptions\x12!\n" +
+	"\fapplied_text\x18\v \x01(\tR\vappliedText\"\xb4\x03\n" +
+	"\fConfigOption\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
+	"\teffective\x18\x02 \x01(\tR\teffective\x12#\n" +
+	"\rdefault_value\x18\x03 \x01(\tR\fdefaultValue\x124\n" +
+	"\x06source\x18\x04 \x01(\x0e2\x1c.flare.agent.v1.OptionSourceR\x06source\x12\x12\n" +
+	"\x04live\x18\x05 \x01(\bR\x04live\x12\x12\n" +
+	"\x04type\x18\x06 \x01(\tR\x04type\x12\x12\n" +
+	"\x04unit\x18\a \x01(\tR\x04unit\x12\x10\n" +
+	"\x03min\x18\b \x01(\x03R\x03min\x12\x10\n" +
+	"\x03max\x18\t \x01(\x03R\x03max\x12 \n" +
+	"\vdescription\x18\n" +
+	" \x01(\tR\vdescription\x12\x1e\n" +
+	"\n" +
+	"configured\x18\v \x01(\tR\n" +
+	"configured\x121\n" +
+	"\x05state\x18\f \x01(\x0e2\x1b.flare.agent.v1.OptionStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\r \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x0e \x01(\tR\amessage\x12\x12\n" +
+	"\x04line\x18\x0f \x01(\rR\x04line\"+\n" +
+	"\x15ValidateConfigRequest\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"\xc1\x01\n" +
+	"\x16ValidateConfigResponse\x12\x1a\n" +
+	"\baccepted\x18\x01 \x01(\bR\baccepted\x12*\n" +
+	"\x11checked_by_flared\x18\x02 \x01(\bR\x0fcheckedByFlared\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x127\n" +
+	"\aoptions\x18\x04 \x03(\v2\x1d.flare.agent.v1.OptionVerdictR\aoptions\x12\x12\n" +
+	"\x04hash\x18\x05 \x01(\tR\x04hash\"\x13\n" +
 	"\x11OrphanScanRequest\"P\n" +
 	"\x12OrphanScanResponse\x12:\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress\"(\n" +
@@ -1137,10 +1659,12 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"H\n" +
 	"\x10HandoverResponse\x124\n" +
-	"\bhandover\x18\x01 \x01(\v2\x18.flare.agent.v1.HandoverR\bhandover2\xb9\x06\n" +
+	"\bhandover\x18\x01 \x01(\v2\x18.flare.agent.v1.HandoverR\bhandover2\xec\a\n" +
 	"\fAgentService\x12P\n" +
 	"\tGetStatus\x12 .flare.agent.v1.GetStatusRequest\x1a!.flare.agent.v1.GetStatusResponse\x12X\n" +
-	"\vWatchStatus\x12\".flare.agent.v1.WatchStatusRequest\x1a#.flare.agent.v1.WatchStatusResponse0\x01\x12U\n" +
+	"\vWatchStatus\x12\".flare.agent.v1.WatchStatusRequest\x1a#.flare.agent.v1.WatchStatusResponse0\x01\x12P\n" +
+	"\tGetConfig\x12 .flare.agent.v1.GetConfigRequest\x1a!.flare.agent.v1.GetConfigResponse\x12_\n" +
+	"\x0eValidateConfig\x12%.flare.agent.v1.ValidateConfigRequest\x1a&.flare.agent.v1.ValidateConfigResponse\x12U\n" +
 	"\n" +
 	"OrphanScan\x12!.flare.agent.v1.OrphanScanRequest\x1a\".flare.agent.v1.OrphanScanResponse0\x01\x12X\n" +
 	"\vOrphanPurge\x12\".flare.agent.v1.OrphanPurgeRequest\x1a#.flare.agent.v1.OrphanPurgeResponse0\x01\x12I\n" +
@@ -1162,7 +1686,7 @@ func file_flare_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_agent_proto_rawDescData
 }
 
-var file_flare_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_flare_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_flare_agent_v1_agent_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),         // 0: flare.agent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),        // 1: flare.agent.v1.GetStatusResponse
@@ -1170,71 +1694,88 @@ var file_flare_agent_v1_agent_proto_goTypes = []any{
 	(*WatchStatusResponse)(nil),      // 3: flare.agent.v1.WatchStatusResponse
 	(*AgentStatus)(nil),              // 4: flare.agent.v1.AgentStatus
 	(*ConfigStatus)(nil),             // 5: flare.agent.v1.ConfigStatus
-	(*OrphanScanRequest)(nil),        // 6: flare.agent.v1.OrphanScanRequest
-	(*OrphanScanResponse)(nil),       // 7: flare.agent.v1.OrphanScanResponse
-	(*OrphanPurgeRequest)(nil),       // 8: flare.agent.v1.OrphanPurgeRequest
-	(*OrphanPurgeResponse)(nil),      // 9: flare.agent.v1.OrphanPurgeResponse
-	(*ResyncRequest)(nil),            // 10: flare.agent.v1.ResyncRequest
-	(*ResyncResponse)(nil),           // 11: flare.agent.v1.ResyncResponse
-	(*CreateCheckpointRequest)(nil),  // 12: flare.agent.v1.CreateCheckpointRequest
-	(*CreateCheckpointResponse)(nil), // 13: flare.agent.v1.CreateCheckpointResponse
-	(*ListCheckpointsRequest)(nil),   // 14: flare.agent.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),  // 15: flare.agent.v1.ListCheckpointsResponse
-	(*DeleteCheckpointRequest)(nil),  // 16: flare.agent.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointResponse)(nil), // 17: flare.agent.v1.DeleteCheckpointResponse
-	(*HandoverRequest)(nil),          // 18: flare.agent.v1.HandoverRequest
-	(*HandoverResponse)(nil),         // 19: flare.agent.v1.HandoverResponse
-	(*NodeStatus)(nil),               // 20: flare.agent.v1.NodeStatus
-	(*durationpb.Duration)(nil),      // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 22: google.protobuf.Timestamp
-	(*OptionStatus)(nil),             // 23: flare.agent.v1.OptionStatus
-	(*OrphanProgress)(nil),           // 24: flare.agent.v1.OrphanProgress
-	(Tier)(0),                        // 25: flare.agent.v1.Tier
-	(*ResyncProgress)(nil),           // 26: flare.agent.v1.ResyncProgress
-	(*BackupProgress)(nil),           // 27: flare.agent.v1.BackupProgress
-	(*Backup)(nil),                   // 28: flare.agent.v1.Backup
-	(*Handover)(nil),                 // 29: flare.agent.v1.Handover
+	(*GetConfigRequest)(nil),         // 6: flare.agent.v1.GetConfigRequest
+	(*GetConfigResponse)(nil),        // 7: flare.agent.v1.GetConfigResponse
+	(*ConfigOption)(nil),             // 8: flare.agent.v1.ConfigOption
+	(*ValidateConfigRequest)(nil),    // 9: flare.agent.v1.ValidateConfigRequest
+	(*ValidateConfigResponse)(nil),   // 10: flare.agent.v1.ValidateConfigResponse
+	(*OrphanScanRequest)(nil),        // 11: flare.agent.v1.OrphanScanRequest
+	(*OrphanScanResponse)(nil),       // 12: flare.agent.v1.OrphanScanResponse
+	(*OrphanPurgeRequest)(nil),       // 13: flare.agent.v1.OrphanPurgeRequest
+	(*OrphanPurgeResponse)(nil),      // 14: flare.agent.v1.OrphanPurgeResponse
+	(*ResyncRequest)(nil),            // 15: flare.agent.v1.ResyncRequest
+	(*ResyncResponse)(nil),           // 16: flare.agent.v1.ResyncResponse
+	(*CreateCheckpointRequest)(nil),  // 17: flare.agent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil), // 18: flare.agent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),   // 19: flare.agent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),  // 20: flare.agent.v1.ListCheckpointsResponse
+	(*DeleteCheckpointRequest)(nil),  // 21: flare.agent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil), // 22: flare.agent.v1.DeleteCheckpointResponse
+	(*HandoverRequest)(nil),          // 23: flare.agent.v1.HandoverRequest
+	(*HandoverResponse)(nil),         // 24: flare.agent.v1.HandoverResponse
+	(*NodeStatus)(nil),               // 25: flare.agent.v1.NodeStatus
+	(*durationpb.Duration)(nil),      // 26: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
+	(*OptionStatus)(nil),             // 28: flare.agent.v1.OptionStatus
+	(OptionSource)(0),                // 29: flare.agent.v1.OptionSource
+	(OptionState)(0),                 // 30: flare.agent.v1.OptionState
+	(*OptionVerdict)(nil),            // 31: flare.agent.v1.OptionVerdict
+	(*OrphanProgress)(nil),           // 32: flare.agent.v1.OrphanProgress
+	(Tier)(0),                        // 33: flare.agent.v1.Tier
+	(*ResyncProgress)(nil),           // 34: flare.agent.v1.ResyncProgress
+	(*BackupProgress)(nil),           // 35: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                   // 36: flare.agent.v1.Backup
+	(*Handover)(nil),                 // 37: flare.agent.v1.Handover
 }
 var file_flare_agent_v1_agent_proto_depIdxs = []int32{
 	4,  // 0: flare.agent.v1.GetStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
 	4,  // 1: flare.agent.v1.WatchStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
-	20, // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
+	25, // 2: flare.agent.v1.AgentStatus.flared:type_name -> flare.agent.v1.NodeStatus
 	5,  // 3: flare.agent.v1.AgentStatus.config:type_name -> flare.agent.v1.ConfigStatus
-	21, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
-	22, // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
-	22, // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
-	23, // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
-	24, // 8: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	24, // 9: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	25, // 10: flare.agent.v1.ResyncRequest.tier:type_name -> flare.agent.v1.Tier
-	26, // 11: flare.agent.v1.ResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
-	27, // 12: flare.agent.v1.CreateCheckpointResponse.progress:type_name -> flare.agent.v1.BackupProgress
-	28, // 13: flare.agent.v1.ListCheckpointsResponse.backups:type_name -> flare.agent.v1.Backup
-	21, // 14: flare.agent.v1.HandoverRequest.deadline:type_name -> google.protobuf.Duration
-	29, // 15: flare.agent.v1.HandoverResponse.handover:type_name -> flare.agent.v1.Handover
-	0,  // 16: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
-	2,  // 17: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
-	6,  // 18: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
-	8,  // 19: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
-	10, // 20: flare.agent.v1.AgentService.Resync:input_type -> flare.agent.v1.ResyncRequest
-	12, // 21: flare.agent.v1.AgentService.CreateCheckpoint:input_type -> flare.agent.v1.CreateCheckpointRequest
-	14, // 22: flare.agent.v1.AgentService.ListCheckpoints:input_type -> flare.agent.v1.ListCheckpointsRequest
-	16, // 23: flare.agent.v1.AgentService.DeleteCheckpoint:input_type -> flare.agent.v1.DeleteCheckpointRequest
-	18, // 24: flare.agent.v1.AgentService.Handover:input_type -> flare.agent.v1.HandoverRequest
-	1,  // 25: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
-	3,  // 26: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
-	7,  // 27: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
-	9,  // 28: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
-	11, // 29: flare.agent.v1.AgentService.Resync:output_type -> flare.agent.v1.ResyncResponse
-	13, // 30: flare.agent.v1.AgentService.CreateCheckpoint:output_type -> flare.agent.v1.CreateCheckpointResponse
-	15, // 31: flare.agent.v1.AgentService.ListCheckpoints:output_type -> flare.agent.v1.ListCheckpointsResponse
-	17, // 32: flare.agent.v1.AgentService.DeleteCheckpoint:output_type -> flare.agent.v1.DeleteCheckpointResponse
-	19, // 33: flare.agent.v1.AgentService.Handover:output_type -> flare.agent.v1.HandoverResponse
-	25, // [25:34] is the sub-list for method output_type
-	16, // [16:25] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	26, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
+	27, // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
+	27, // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
+	28, // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
+	27, // 8: flare.agent.v1.GetConfigResponse.changed_at:type_name -> google.protobuf.Timestamp
+	8,  // 9: flare.agent.v1.GetConfigResponse.options:type_name -> flare.agent.v1.ConfigOption
+	29, // 10: flare.agent.v1.ConfigOption.source:type_name -> flare.agent.v1.OptionSource
+	30, // 11: flare.agent.v1.ConfigOption.state:type_name -> flare.agent.v1.OptionState
+	31, // 12: flare.agent.v1.ValidateConfigResponse.options:type_name -> flare.agent.v1.OptionVerdict
+	32, // 13: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	32, // 14: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	33, // 15: flare.agent.v1.ResyncRequest.tier:type_name -> flare.agent.v1.Tier
+	34, // 16: flare.agent.v1.ResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
+	35, // 17: flare.agent.v1.CreateCheckpointResponse.progress:type_name -> flare.agent.v1.BackupProgress
+	36, // 18: flare.agent.v1.ListCheckpointsResponse.backups:type_name -> flare.agent.v1.Backup
+	26, // 19: flare.agent.v1.HandoverRequest.deadline:type_name -> google.protobuf.Duration
+	37, // 20: flare.agent.v1.HandoverResponse.handover:type_name -> flare.agent.v1.Handover
+	0,  // 21: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
+	2,  // 22: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
+	6,  // 23: flare.agent.v1.AgentService.GetConfig:input_type -> flare.agent.v1.GetConfigRequest
+	9,  // 24: flare.agent.v1.AgentService.ValidateConfig:input_type -> flare.agent.v1.ValidateConfigRequest
+	11, // 25: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
+	13, // 26: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
+	15, // 27: flare.agent.v1.AgentService.Resync:input_type -> flare.agent.v1.ResyncRequest
+	17, // 28: flare.agent.v1.AgentService.CreateCheckpoint:input_type -> flare.agent.v1.CreateCheckpointRequest
+	19, // 29: flare.agent.v1.AgentService.ListCheckpoints:input_type -> flare.agent.v1.ListCheckpointsRequest
+	21, // 30: flare.agent.v1.AgentService.DeleteCheckpoint:input_type -> flare.agent.v1.DeleteCheckpointRequest
+	23, // 31: flare.agent.v1.AgentService.Handover:input_type -> flare.agent.v1.HandoverRequest
+	1,  // 32: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
+	3,  // 33: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
+	7,  // 34: flare.agent.v1.AgentService.GetConfig:output_type -> flare.agent.v1.GetConfigResponse
+	10, // 35: flare.agent.v1.AgentService.ValidateConfig:output_type -> flare.agent.v1.ValidateConfigResponse
+	12, // 36: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
+	14, // 37: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
+	16, // 38: flare.agent.v1.AgentService.Resync:output_type -> flare.agent.v1.ResyncResponse
+	18, // 39: flare.agent.v1.AgentService.CreateCheckpoint:output_type -> flare.agent.v1.CreateCheckpointResponse
+	20, // 40: flare.agent.v1.AgentService.ListCheckpoints:output_type -> flare.agent.v1.ListCheckpointsResponse
+	22, // 41: flare.agent.v1.AgentService.DeleteCheckpoint:output_type -> flare.agent.v1.DeleteCheckpointResponse
+	24, // 42: flare.agent.v1.AgentService.Handover:output_type -> flare.agent.v1.HandoverResponse
+	32, // [32:43] is the sub-list for method output_type
+	21, // [21:32] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_agent_proto_init() }
@@ -1249,7 +1790,7 @@ func file_flare_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_agent_proto_rawDesc), len(file_flare_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AgentService_GetStatus_FullMethodName        = "/flare.agent.v1.AgentService/GetStatus"
 	AgentService_WatchStatus_FullMethodName      = "/flare.agent.v1.AgentService/WatchStatus"
+	AgentService_GetConfig_FullMethodName        = "/flare.agent.v1.AgentService/GetConfig"
+	AgentService_ValidateConfig_FullMethodName   = "/flare.agent.v1.AgentService/ValidateConfig"
 	AgentService_OrphanScan_FullMethodName       = "/flare.agent.v1.AgentService/OrphanScan"
 	AgentService_OrphanPurge_FullMethodName      = "/flare.agent.v1.AgentService/OrphanPurge"
 	AgentService_Resync_FullMethodName           = "/flare.agent.v1.AgentService/Resync"
@@ -40,6 +42,14 @@ type AgentServiceClient interface {
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
 	// WatchStatus sends the status at once and then after each change.
 	WatchStatus(ctx context.Context, in *WatchStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatusResponse], error)
+	// GetConfig returns the effective configuration of this pod: every option with
+	// the value in force and where it comes from. It answers also while flared is
+	// down, with what was read back last, and says so.
+	GetConfig(ctx context.Context, in *GetConfigRequest, opts ...grpc.CallOption) (*GetConfigResponse, error)
+	// ValidateConfig tells what the given text would do as extra.conf, and changes
+	// nothing. flared is asked, for the last word is its own and RocksDB's; while it
+	// is down the agent tells what it knows, and says so.
+	ValidateConfig(ctx context.Context, in *ValidateConfigRequest, opts ...grpc.CallOption) (*ValidateConfigResponse, error)
 	// OrphanScan counts the keys on this pod's node that belong to another
 	// partition under the present node map, as they are left when a partition is
 	// added. It sends its progress about once a second and ends with done.
@@ -109,6 +119,26 @@ func (c *agentServiceClient) WatchStatus(ctx context.Context, in *WatchStatusReq
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_WatchStatusClient = grpc.ServerStreamingClient[WatchStatusResponse]
+
+func (c *agentServiceClient) GetConfig(ctx context.Context, in *GetConfigRequest, opts ...grpc.CallOption) (*GetConfigResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetConfigResponse)
+	err := c.cc.Invoke(ctx, AgentService_GetConfig_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentServiceClient) ValidateConfig(ctx context.Context, in *ValidateConfigRequest, opts ...grpc.CallOption) (*ValidateConfigResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ValidateConfigResponse)
+	err := c.cc.Invoke(ctx, AgentService_ValidateConfig_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *agentServiceClient) OrphanScan(ctx context.Context, in *OrphanScanRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OrphanScanResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -226,6 +256,14 @@ type AgentServiceServer interface {
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
 	// WatchStatus sends the status at once and then after each change.
 	WatchStatus(*WatchStatusRequest, grpc.ServerStreamingServer[WatchStatusResponse]) error
+	// GetConfig returns the effective configuration of this pod: every option with
+	// the value in force and where it comes from. It answers also while flared is
+	// down, with what was read back last, and says so.
+	GetConfig(context.Context, *GetConfigRequest) (*GetConfigResponse, error)
+	// ValidateConfig tells what the given text would do as extra.conf, and changes
+	// nothing. flared is asked, for the last word is its own and RocksDB's; while it
+	// is down the agent tells what it knows, and says so.
+	ValidateConfig(context.Context, *ValidateConfigRequest) (*ValidateConfigResponse, error)
 	// OrphanScan counts the keys on this pod's node that belong to another
 	// partition under the present node map, as they are left when a partition is
 	// added. It sends its progress about once a second and ends with done.
@@ -272,6 +310,12 @@ func (UnimplementedAgentServiceServer) GetStatus(context.Context, *GetStatusRequ
 }
 func (UnimplementedAgentServiceServer) WatchStatus(*WatchStatusRequest, grpc.ServerStreamingServer[WatchStatusResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchStatus not implemented")
+}
+func (UnimplementedAgentServiceServer) GetConfig(context.Context, *GetConfigRequest) (*GetConfigResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetConfig not implemented")
+}
+func (UnimplementedAgentServiceServer) ValidateConfig(context.Context, *ValidateConfigRequest) (*ValidateConfigResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ValidateConfig not implemented")
 }
 func (UnimplementedAgentServiceServer) OrphanScan(*OrphanScanRequest, grpc.ServerStreamingServer[OrphanScanResponse]) error {
 	return status.Error(codes.Unimplemented, "method OrphanScan not implemented")
@@ -343,6 +387,42 @@ func _AgentService_WatchStatus_Handler(srv interface{}, stream grpc.ServerStream
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_WatchStatusServer = grpc.ServerStreamingServer[WatchStatusResponse]
+
+func _AgentService_GetConfig_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetConfigRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).GetConfig(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_GetConfig_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).GetConfig(ctx, req.(*GetConfigRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AgentService_ValidateConfig_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ValidateConfigRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).ValidateConfig(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_ValidateConfig_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).ValidateConfig(ctx, req.(*ValidateConfigRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _AgentService_OrphanScan_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(OrphanScanRequest)
@@ -452,6 +532,14 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStatus",
 			Handler:    _AgentService_GetStatus_Handler,
+		},
+		{
+			MethodName: "GetConfig",
+			Handler:    _AgentService_GetConfig_Handler,
+		},
+		{
+			MethodName: "ValidateConfig",
+			Handler:    _AgentService_ValidateConfig_Handler,
 		},
 		{
 			MethodName: "ListCheckpoints",

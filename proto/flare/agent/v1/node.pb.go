@@ -156,7 +156,8 @@ type ApplyOptionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// True when the configuration was taken; false when it was rejected whole.
 	Accepted bool `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	// Every option that can be changed at run time and every one the text names.
+	// Every option that can be changed at run time and every one the text names; of
+	// RocksDB's own those alone that do not have their default.
 	Options       []*OptionStatus `protobuf:"bytes,2,rep,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -206,6 +207,200 @@ func (x *ApplyOptionsResponse) GetOptions() []*OptionStatus {
 	return nil
 }
 
+// GetOptionsRequest asks for the options.
+type GetOptionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetOptionsRequest) Reset() {
+	*x = GetOptionsRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetOptionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetOptionsRequest) ProtoMessage() {}
+
+func (x *GetOptionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetOptionsRequest.ProtoReflect.Descriptor instead.
+func (*GetOptionsRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+// GetOptionsResponse is the configuration in force.
+type GetOptionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Every option.
+	Options []*OptionStatus `protobuf:"bytes,1,rep,name=options,proto3" json:"options,omitempty"`
+	// The text that was accepted last, by this process or one before it.
+	AppliedText   string `protobuf:"bytes,2,opt,name=applied_text,json=appliedText,proto3" json:"applied_text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetOptionsResponse) Reset() {
+	*x = GetOptionsResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetOptionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetOptionsResponse) ProtoMessage() {}
+
+func (x *GetOptionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetOptionsResponse.ProtoReflect.Descriptor instead.
+func (*GetOptionsResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GetOptionsResponse) GetOptions() []*OptionStatus {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *GetOptionsResponse) GetAppliedText() string {
+	if x != nil {
+		return x.AppliedText
+	}
+	return ""
+}
+
+// CheckOptionsRequest carries a configuration.
+type CheckOptionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The text of the options file.
+	Text          string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckOptionsRequest) Reset() {
+	*x = CheckOptionsRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckOptionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckOptionsRequest) ProtoMessage() {}
+
+func (x *CheckOptionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckOptionsRequest.ProtoReflect.Descriptor instead.
+func (*CheckOptionsRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CheckOptionsRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// CheckOptionsResponse tells what would become of it.
+type CheckOptionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the configuration would be taken.
+	Accepted bool `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// Every option that the text names, every one that would change because it does
+	// not, and every line that cannot be read.
+	Options       []*OptionVerdict `protobuf:"bytes,2,rep,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckOptionsResponse) Reset() {
+	*x = CheckOptionsResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckOptionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckOptionsResponse) ProtoMessage() {}
+
+func (x *CheckOptionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckOptionsResponse.ProtoReflect.Descriptor instead.
+func (*CheckOptionsResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CheckOptionsResponse) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+func (x *CheckOptionsResponse) GetOptions() []*OptionVerdict {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 // ScanOrphansRequest starts a count.
 type ScanOrphansRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -215,7 +410,7 @@ type ScanOrphansRequest struct {
 
 func (x *ScanOrphansRequest) Reset() {
 	*x = ScanOrphansRequest{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[4]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -227,7 +422,7 @@ func (x *ScanOrphansRequest) String() string {
 func (*ScanOrphansRequest) ProtoMessage() {}
 
 func (x *ScanOrphansRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[4]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -240,7 +435,7 @@ func (x *ScanOrphansRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanOrphansRequest.ProtoReflect.Descriptor instead.
 func (*ScanOrphansRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 // ScanOrphansResponse tells how far the count is.
@@ -254,7 +449,7 @@ type ScanOrphansResponse struct {
 
 func (x *ScanOrphansResponse) Reset() {
 	*x = ScanOrphansResponse{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[5]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +461,7 @@ func (x *ScanOrphansResponse) String() string {
 func (*ScanOrphansResponse) ProtoMessage() {}
 
 func (x *ScanOrphansResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[5]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +474,7 @@ func (x *ScanOrphansResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanOrphansResponse.ProtoReflect.Descriptor instead.
 func (*ScanOrphansResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ScanOrphansResponse) GetProgress() *OrphanProgress {
@@ -300,7 +495,7 @@ type PurgeOrphansRequest struct {
 
 func (x *PurgeOrphansRequest) Reset() {
 	*x = PurgeOrphansRequest{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +507,7 @@ func (x *PurgeOrphansRequest) String() string {
 func (*PurgeOrphansRequest) ProtoMessage() {}
 
 func (x *PurgeOrphansRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +520,7 @@ func (x *PurgeOrphansRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeOrphansRequest.ProtoReflect.Descriptor instead.
 func (*PurgeOrphansRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PurgeOrphansRequest) GetRate() uint32 {
@@ -346,7 +541,7 @@ type PurgeOrphansResponse struct {
 
 func (x *PurgeOrphansResponse) Reset() {
 	*x = PurgeOrphansResponse{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -358,7 +553,7 @@ func (x *PurgeOrphansResponse) String() string {
 func (*PurgeOrphansResponse) ProtoMessage() {}
 
 func (x *PurgeOrphansResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -371,7 +566,7 @@ func (x *PurgeOrphansResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeOrphansResponse.ProtoReflect.Descriptor instead.
 func (*PurgeOrphansResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PurgeOrphansResponse) GetProgress() *OrphanProgress {
@@ -392,7 +587,7 @@ type StartResyncRequest struct {
 
 func (x *StartResyncRequest) Reset() {
 	*x = StartResyncRequest{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +599,7 @@ func (x *StartResyncRequest) String() string {
 func (*StartResyncRequest) ProtoMessage() {}
 
 func (x *StartResyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +612,7 @@ func (x *StartResyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResyncRequest.ProtoReflect.Descriptor instead.
 func (*StartResyncRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StartResyncRequest) GetTier() Tier {
@@ -438,7 +633,7 @@ type StartResyncResponse struct {
 
 func (x *StartResyncResponse) Reset() {
 	*x = StartResyncResponse{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +645,7 @@ func (x *StartResyncResponse) String() string {
 func (*StartResyncResponse) ProtoMessage() {}
 
 func (x *StartResyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +658,7 @@ func (x *StartResyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResyncResponse.ProtoReflect.Descriptor instead.
 func (*StartResyncResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartResyncResponse) GetProgress() *ResyncProgress {
@@ -486,7 +681,7 @@ type MakeBackupRequest struct {
 
 func (x *MakeBackupRequest) Reset() {
 	*x = MakeBackupRequest{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[10]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +693,7 @@ func (x *MakeBackupRequest) String() string {
 func (*MakeBackupRequest) ProtoMessage() {}
 
 func (x *MakeBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[10]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +706,7 @@ func (x *MakeBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeBackupRequest.ProtoReflect.Descriptor instead.
 func (*MakeBackupRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MakeBackupRequest) GetName() string {
@@ -539,7 +734,7 @@ type MakeBackupResponse struct {
 
 func (x *MakeBackupResponse) Reset() {
 	*x = MakeBackupResponse{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[11]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +746,7 @@ func (x *MakeBackupResponse) String() string {
 func (*MakeBackupResponse) ProtoMessage() {}
 
 func (x *MakeBackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[11]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +759,7 @@ func (x *MakeBackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeBackupResponse.ProtoReflect.Descriptor instead.
 func (*MakeBackupResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MakeBackupResponse) GetProgress() *BackupProgress {
@@ -583,7 +778,7 @@ type ListBackupsRequest struct {
 
 func (x *ListBackupsRequest) Reset() {
 	*x = ListBackupsRequest{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[12]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +790,7 @@ func (x *ListBackupsRequest) String() string {
 func (*ListBackupsRequest) ProtoMessage() {}
 
 func (x *ListBackupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[12]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +803,7 @@ func (x *ListBackupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBackupsRequest.ProtoReflect.Descriptor instead.
 func (*ListBackupsRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 // ListBackupsResponse carries them.
@@ -624,7 +819,7 @@ type ListBackupsResponse struct {
 
 func (x *ListBackupsResponse) Reset() {
 	*x = ListBackupsResponse{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[13]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +831,7 @@ func (x *ListBackupsResponse) String() string {
 func (*ListBackupsResponse) ProtoMessage() {}
 
 func (x *ListBackupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[13]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +844,7 @@ func (x *ListBackupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBackupsResponse.ProtoReflect.Descriptor instead.
 func (*ListBackupsResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListBackupsResponse) GetBackups() []*Backup {
@@ -677,7 +872,7 @@ type DropBackupRequest struct {
 
 func (x *DropBackupRequest) Reset() {
 	*x = DropBackupRequest{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[14]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +884,7 @@ func (x *DropBackupRequest) String() string {
 func (*DropBackupRequest) ProtoMessage() {}
 
 func (x *DropBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[14]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +897,7 @@ func (x *DropBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropBackupRequest.ProtoReflect.Descriptor instead.
 func (*DropBackupRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DropBackupRequest) GetName() string {
@@ -721,7 +916,7 @@ type DropBackupResponse struct {
 
 func (x *DropBackupResponse) Reset() {
 	*x = DropBackupResponse{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[15]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +928,7 @@ func (x *DropBackupResponse) String() string {
 func (*DropBackupResponse) ProtoMessage() {}
 
 func (x *DropBackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[15]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +941,7 @@ func (x *DropBackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropBackupResponse.ProtoReflect.Descriptor instead.
 func (*DropBackupResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 // HandOverMasterRequest names who shall become the master.
@@ -764,7 +959,7 @@ type HandOverMasterRequest struct {
 
 func (x *HandOverMasterRequest) Reset() {
 	*x = HandOverMasterRequest{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[16]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +971,7 @@ func (x *HandOverMasterRequest) String() string {
 func (*HandOverMasterRequest) ProtoMessage() {}
 
 func (x *HandOverMasterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[16]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +984,7 @@ func (x *HandOverMasterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverMasterRequest.ProtoReflect.Descriptor instead.
 func (*HandOverMasterRequest) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HandOverMasterRequest) GetTarget() string {
@@ -824,7 +1019,7 @@ type HandOverMasterResponse struct {
 
 func (x *HandOverMasterResponse) Reset() {
 	*x = HandOverMasterResponse{}
-	mi := &file_flare_agent_v1_node_proto_msgTypes[17]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +1031,7 @@ func (x *HandOverMasterResponse) String() string {
 func (*HandOverMasterResponse) ProtoMessage() {}
 
 func (x *HandOverMasterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_node_proto_msgTypes[17]
+	mi := &file_flare_agent_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +1044,7 @@ func (x *HandOverMasterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOverMasterResponse.ProtoReflect.Descriptor instead.
 func (*HandOverMasterResponse) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HandOverMasterResponse) GetHandover() *Handover {
@@ -871,7 +1066,16 @@ const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"j\n" +
 	"\x14ApplyOptionsResponse\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x126\n" +
-	"\aoptions\x18\x02 \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions\"\x14\n" +
+	"\aoptions\x18\x02 \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions\"\x13\n" +
+	"\x11GetOptionsRequest\"o\n" +
+	"\x12GetOptionsResponse\x126\n" +
+	"\aoptions\x18\x01 \x03(\v2\x1c.flare.agent.v1.OptionStatusR\aoptions\x12!\n" +
+	"\fapplied_text\x18\x02 \x01(\tR\vappliedText\")\n" +
+	"\x13CheckOptionsRequest\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"k\n" +
+	"\x14CheckOptionsResponse\x12\x1a\n" +
+	"\baccepted\x18\x01 \x01(\bR\baccepted\x127\n" +
+	"\aoptions\x18\x02 \x03(\v2\x1d.flare.agent.v1.OptionVerdictR\aoptions\"\x14\n" +
 	"\x12ScanOrphansRequest\"Q\n" +
 	"\x13ScanOrphansResponse\x12:\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1e.flare.agent.v1.OrphanProgressR\bprogress\")\n" +
@@ -900,10 +1104,13 @@ const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"N\n" +
 	"\x16HandOverMasterResponse\x124\n" +
-	"\bhandover\x18\x01 \x01(\v2\x18.flare.agent.v1.HandoverR\bhandover2\xb2\x06\n" +
+	"\bhandover\x18\x01 \x01(\v2\x18.flare.agent.v1.HandoverR\bhandover2\xe2\a\n" +
 	"\vNodeService\x12R\n" +
 	"\tWatchNode\x12 .flare.agent.v1.WatchNodeRequest\x1a!.flare.agent.v1.WatchNodeResponse0\x01\x12Y\n" +
-	"\fApplyOptions\x12#.flare.agent.v1.ApplyOptionsRequest\x1a$.flare.agent.v1.ApplyOptionsResponse\x12X\n" +
+	"\fApplyOptions\x12#.flare.agent.v1.ApplyOptionsRequest\x1a$.flare.agent.v1.ApplyOptionsResponse\x12S\n" +
+	"\n" +
+	"GetOptions\x12!.flare.agent.v1.GetOptionsRequest\x1a\".flare.agent.v1.GetOptionsResponse\x12Y\n" +
+	"\fCheckOptions\x12#.flare.agent.v1.CheckOptionsRequest\x1a$.flare.agent.v1.CheckOptionsResponse\x12X\n" +
 	"\vScanOrphans\x12\".flare.agent.v1.ScanOrphansRequest\x1a#.flare.agent.v1.ScanOrphansResponse0\x01\x12[\n" +
 	"\fPurgeOrphans\x12#.flare.agent.v1.PurgeOrphansRequest\x1a$.flare.agent.v1.PurgeOrphansResponse0\x01\x12X\n" +
 	"\vStartResync\x12\".flare.agent.v1.StartResyncRequest\x1a#.flare.agent.v1.StartResyncResponse0\x01\x12U\n" +
@@ -926,70 +1133,81 @@ func file_flare_agent_v1_node_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_node_proto_rawDescData
 }
 
-var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_flare_agent_v1_node_proto_goTypes = []any{
 	(*WatchNodeRequest)(nil),       // 0: flare.agent.v1.WatchNodeRequest
 	(*WatchNodeResponse)(nil),      // 1: flare.agent.v1.WatchNodeResponse
 	(*ApplyOptionsRequest)(nil),    // 2: flare.agent.v1.ApplyOptionsRequest
 	(*ApplyOptionsResponse)(nil),   // 3: flare.agent.v1.ApplyOptionsResponse
-	(*ScanOrphansRequest)(nil),     // 4: flare.agent.v1.ScanOrphansRequest
-	(*ScanOrphansResponse)(nil),    // 5: flare.agent.v1.ScanOrphansResponse
-	(*PurgeOrphansRequest)(nil),    // 6: flare.agent.v1.PurgeOrphansRequest
-	(*PurgeOrphansResponse)(nil),   // 7: flare.agent.v1.PurgeOrphansResponse
-	(*StartResyncRequest)(nil),     // 8: flare.agent.v1.StartResyncRequest
-	(*StartResyncResponse)(nil),    // 9: flare.agent.v1.StartResyncResponse
-	(*MakeBackupRequest)(nil),      // 10: flare.agent.v1.MakeBackupRequest
-	(*MakeBackupResponse)(nil),     // 11: flare.agent.v1.MakeBackupResponse
-	(*ListBackupsRequest)(nil),     // 12: flare.agent.v1.ListBackupsRequest
-	(*ListBackupsResponse)(nil),    // 13: flare.agent.v1.ListBackupsResponse
-	(*DropBackupRequest)(nil),      // 14: flare.agent.v1.DropBackupRequest
-	(*DropBackupResponse)(nil),     // 15: flare.agent.v1.DropBackupResponse
-	(*HandOverMasterRequest)(nil),  // 16: flare.agent.v1.HandOverMasterRequest
-	(*HandOverMasterResponse)(nil), // 17: flare.agent.v1.HandOverMasterResponse
-	(*NodeStatus)(nil),             // 18: flare.agent.v1.NodeStatus
-	(*OptionStatus)(nil),           // 19: flare.agent.v1.OptionStatus
-	(*OrphanProgress)(nil),         // 20: flare.agent.v1.OrphanProgress
-	(Tier)(0),                      // 21: flare.agent.v1.Tier
-	(*ResyncProgress)(nil),         // 22: flare.agent.v1.ResyncProgress
-	(*BackupProgress)(nil),         // 23: flare.agent.v1.BackupProgress
-	(*Backup)(nil),                 // 24: flare.agent.v1.Backup
-	(*durationpb.Duration)(nil),    // 25: google.protobuf.Duration
-	(*Handover)(nil),               // 26: flare.agent.v1.Handover
+	(*GetOptionsRequest)(nil),      // 4: flare.agent.v1.GetOptionsRequest
+	(*GetOptionsResponse)(nil),     // 5: flare.agent.v1.GetOptionsResponse
+	(*CheckOptionsRequest)(nil),    // 6: flare.agent.v1.CheckOptionsRequest
+	(*CheckOptionsResponse)(nil),   // 7: flare.agent.v1.CheckOptionsResponse
+	(*ScanOrphansRequest)(nil),     // 8: flare.agent.v1.ScanOrphansRequest
+	(*ScanOrphansResponse)(nil),    // 9: flare.agent.v1.ScanOrphansResponse
+	(*PurgeOrphansRequest)(nil),    // 10: flare.agent.v1.PurgeOrphansRequest
+	(*PurgeOrphansResponse)(nil),   // 11: flare.agent.v1.PurgeOrphansResponse
+	(*StartResyncRequest)(nil),     // 12: flare.agent.v1.StartResyncRequest
+	(*StartResyncResponse)(nil),    // 13: flare.agent.v1.StartResyncResponse
+	(*MakeBackupRequest)(nil),      // 14: flare.agent.v1.MakeBackupRequest
+	(*MakeBackupResponse)(nil),     // 15: flare.agent.v1.MakeBackupResponse
+	(*ListBackupsRequest)(nil),     // 16: flare.agent.v1.ListBackupsRequest
+	(*ListBackupsResponse)(nil),    // 17: flare.agent.v1.ListBackupsResponse
+	(*DropBackupRequest)(nil),      // 18: flare.agent.v1.DropBackupRequest
+	(*DropBackupResponse)(nil),     // 19: flare.agent.v1.DropBackupResponse
+	(*HandOverMasterRequest)(nil),  // 20: flare.agent.v1.HandOverMasterRequest
+	(*HandOverMasterResponse)(nil), // 21: flare.agent.v1.HandOverMasterResponse
+	(*NodeStatus)(nil),             // 22: flare.agent.v1.NodeStatus
+	(*OptionStatus)(nil),           // 23: flare.agent.v1.OptionStatus
+	(*OptionVerdict)(nil),          // 24: flare.agent.v1.OptionVerdict
+	(*OrphanProgress)(nil),         // 25: flare.agent.v1.OrphanProgress
+	(Tier)(0),                      // 26: flare.agent.v1.Tier
+	(*ResyncProgress)(nil),         // 27: flare.agent.v1.ResyncProgress
+	(*BackupProgress)(nil),         // 28: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                 // 29: flare.agent.v1.Backup
+	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
+	(*Handover)(nil),               // 31: flare.agent.v1.Handover
 }
 var file_flare_agent_v1_node_proto_depIdxs = []int32{
-	18, // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
-	19, // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
-	20, // 2: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	20, // 3: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	21, // 4: flare.agent.v1.StartResyncRequest.tier:type_name -> flare.agent.v1.Tier
-	22, // 5: flare.agent.v1.StartResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
-	23, // 6: flare.agent.v1.MakeBackupResponse.progress:type_name -> flare.agent.v1.BackupProgress
-	24, // 7: flare.agent.v1.ListBackupsResponse.backups:type_name -> flare.agent.v1.Backup
-	25, // 8: flare.agent.v1.HandOverMasterRequest.deadline:type_name -> google.protobuf.Duration
-	26, // 9: flare.agent.v1.HandOverMasterResponse.handover:type_name -> flare.agent.v1.Handover
-	0,  // 10: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
-	2,  // 11: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
-	4,  // 12: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
-	6,  // 13: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
-	8,  // 14: flare.agent.v1.NodeService.StartResync:input_type -> flare.agent.v1.StartResyncRequest
-	10, // 15: flare.agent.v1.NodeService.MakeBackup:input_type -> flare.agent.v1.MakeBackupRequest
-	12, // 16: flare.agent.v1.NodeService.ListBackups:input_type -> flare.agent.v1.ListBackupsRequest
-	14, // 17: flare.agent.v1.NodeService.DropBackup:input_type -> flare.agent.v1.DropBackupRequest
-	16, // 18: flare.agent.v1.NodeService.HandOverMaster:input_type -> flare.agent.v1.HandOverMasterRequest
-	1,  // 19: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
-	3,  // 20: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
-	5,  // 21: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
-	7,  // 22: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
-	9,  // 23: flare.agent.v1.NodeService.StartResync:output_type -> flare.agent.v1.StartResyncResponse
-	11, // 24: flare.agent.v1.NodeService.MakeBackup:output_type -> flare.agent.v1.MakeBackupResponse
-	13, // 25: flare.agent.v1.NodeService.ListBackups:output_type -> flare.agent.v1.ListBackupsResponse
-	15, // 26: flare.agent.v1.NodeService.DropBackup:output_type -> flare.agent.v1.DropBackupResponse
-	17, // 27: flare.agent.v1.NodeService.HandOverMaster:output_type -> flare.agent.v1.HandOverMasterResponse
-	19, // [19:28] is the sub-list for method output_type
-	10, // [10:19] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	22, // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
+	23, // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
+	23, // 2: flare.agent.v1.GetOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
+	24, // 3: flare.agent.v1.CheckOptionsResponse.options:type_name -> flare.agent.v1.OptionVerdict
+	25, // 4: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	25, // 5: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	26, // 6: flare.agent.v1.StartResyncRequest.tier:type_name -> flare.agent.v1.Tier
+	27, // 7: flare.agent.v1.StartResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
+	28, // 8: flare.agent.v1.MakeBackupResponse.progress:type_name -> flare.agent.v1.BackupProgress
+	29, // 9: flare.agent.v1.ListBackupsResponse.backups:type_name -> flare.agent.v1.Backup
+	30, // 10: flare.agent.v1.HandOverMasterRequest.deadline:type_name -> google.protobuf.Duration
+	31, // 11: flare.agent.v1.HandOverMasterResponse.handover:type_name -> flare.agent.v1.Handover
+	0,  // 12: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
+	2,  // 13: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
+	4,  // 14: flare.agent.v1.NodeService.GetOptions:input_type -> flare.agent.v1.GetOptionsRequest
+	6,  // 15: flare.agent.v1.NodeService.CheckOptions:input_type -> flare.agent.v1.CheckOptionsRequest
+	8,  // 16: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
+	10, // 17: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
+	12, // 18: flare.agent.v1.NodeService.StartResync:input_type -> flare.agent.v1.StartResyncRequest
+	14, // 19: flare.agent.v1.NodeService.MakeBackup:input_type -> flare.agent.v1.MakeBackupRequest
+	16, // 20: flare.agent.v1.NodeService.ListBackups:input_type -> flare.agent.v1.ListBackupsRequest
+	18, // 21: flare.agent.v1.NodeService.DropBackup:input_type -> flare.agent.v1.DropBackupRequest
+	20, // 22: flare.agent.v1.NodeService.HandOverMaster:input_type -> flare.agent.v1.HandOverMasterRequest
+	1,  // 23: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
+	3,  // 24: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
+	5,  // 25: flare.agent.v1.NodeService.GetOptions:output_type -> flare.agent.v1.GetOptionsResponse
+	7,  // 26: flare.agent.v1.NodeService.CheckOptions:output_type -> flare.agent.v1.CheckOptionsResponse
+	9,  // 27: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
+	11, // 28: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
+	13, // 29: flare.agent.v1.NodeService.StartResync:output_type -> flare.agent.v1.StartResyncResponse
+	15, // 30: flare.agent.v1.NodeService.MakeBackup:output_type -> flare.agent.v1.MakeBackupResponse
+	17, // 31: flare.agent.v1.NodeService.ListBackups:output_type -> flare.agent.v1.ListBackupsResponse
+	19, // 32: flare.agent.v1.NodeService.DropBackup:output_type -> flare.agent.v1.DropBackupResponse
+	21, // 33: flare.agent.v1.NodeService.HandOverMaster:output_type -> flare.agent.v1.HandOverMasterResponse
+	23, // [23:34] is the sub-list for method output_type
+	12, // [12:23] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_node_proto_init() }
@@ -1004,7 +1222,7 @@ func file_flare_agent_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_node_proto_rawDesc), len(file_flare_agent_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

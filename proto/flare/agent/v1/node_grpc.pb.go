@@ -21,6 +21,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	NodeService_WatchNode_FullMethodName      = "/flare.agent.v1.NodeService/WatchNode"
 	NodeService_ApplyOptions_FullMethodName   = "/flare.agent.v1.NodeService/ApplyOptions"
+	NodeService_GetOptions_FullMethodName     = "/flare.agent.v1.NodeService/GetOptions"
+	NodeService_CheckOptions_FullMethodName   = "/flare.agent.v1.NodeService/CheckOptions"
 	NodeService_ScanOrphans_FullMethodName    = "/flare.agent.v1.NodeService/ScanOrphans"
 	NodeService_PurgeOrphans_FullMethodName   = "/flare.agent.v1.NodeService/PurgeOrphans"
 	NodeService_StartResync_FullMethodName    = "/flare.agent.v1.NodeService/StartResync"
@@ -43,6 +45,10 @@ type NodeServiceClient interface {
 	// ApplyOptions replaces the configuration that was applied before by this
 	// one. It is all or nothing: one rejected line keeps every former value.
 	ApplyOptions(ctx context.Context, in *ApplyOptionsRequest, opts ...grpc.CallOption) (*ApplyOptionsResponse, error)
+	// GetOptions returns every option, and the text that was applied last.
+	GetOptions(ctx context.Context, in *GetOptionsRequest, opts ...grpc.CallOption) (*GetOptionsResponse, error)
+	// CheckOptions tells what ApplyOptions would do, and changes nothing.
+	CheckOptions(ctx context.Context, in *CheckOptionsRequest, opts ...grpc.CallOption) (*CheckOptionsResponse, error)
 	// ScanOrphans is AgentService.OrphanScan.
 	ScanOrphans(ctx context.Context, in *ScanOrphansRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ScanOrphansResponse], error)
 	// PurgeOrphans is AgentService.OrphanPurge.
@@ -90,6 +96,26 @@ func (c *nodeServiceClient) ApplyOptions(ctx context.Context, in *ApplyOptionsRe
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ApplyOptionsResponse)
 	err := c.cc.Invoke(ctx, NodeService_ApplyOptions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) GetOptions(ctx context.Context, in *GetOptionsRequest, opts ...grpc.CallOption) (*GetOptionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetOptionsResponse)
+	err := c.cc.Invoke(ctx, NodeService_GetOptions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) CheckOptions(ctx context.Context, in *CheckOptionsRequest, opts ...grpc.CallOption) (*CheckOptionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckOptionsResponse)
+	err := c.cc.Invoke(ctx, NodeService_CheckOptions_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -215,6 +241,10 @@ type NodeServiceServer interface {
 	// ApplyOptions replaces the configuration that was applied before by this
 	// one. It is all or nothing: one rejected line keeps every former value.
 	ApplyOptions(context.Context, *ApplyOptionsRequest) (*ApplyOptionsResponse, error)
+	// GetOptions returns every option, and the text that was applied last.
+	GetOptions(context.Context, *GetOptionsRequest) (*GetOptionsResponse, error)
+	// CheckOptions tells what ApplyOptions would do, and changes nothing.
+	CheckOptions(context.Context, *CheckOptionsRequest) (*CheckOptionsResponse, error)
 	// ScanOrphans is AgentService.OrphanScan.
 	ScanOrphans(*ScanOrphansRequest, grpc.ServerStreamingServer[ScanOrphansResponse]) error
 	// PurgeOrphans is AgentService.OrphanPurge.
@@ -244,6 +274,12 @@ func (UnimplementedNodeServiceServer) WatchNode(*WatchNodeRequest, grpc.ServerSt
 }
 func (UnimplementedNodeServiceServer) ApplyOptions(context.Context, *ApplyOptionsRequest) (*ApplyOptionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ApplyOptions not implemented")
+}
+func (UnimplementedNodeServiceServer) GetOptions(context.Context, *GetOptionsRequest) (*GetOptionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetOptions not implemented")
+}
+func (UnimplementedNodeServiceServer) CheckOptions(context.Context, *CheckOptionsRequest) (*CheckOptionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckOptions not implemented")
 }
 func (UnimplementedNodeServiceServer) ScanOrphans(*ScanOrphansRequest, grpc.ServerStreamingServer[ScanOrphansResponse]) error {
 	return status.Error(codes.Unimplemented, "method ScanOrphans not implemented")
@@ -312,6 +348,42 @@ func _NodeService_ApplyOptions_Handler(srv interface{}, ctx context.Context, dec
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(NodeServiceServer).ApplyOptions(ctx, req.(*ApplyOptionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_GetOptions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetOptionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).GetOptions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_GetOptions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).GetOptions(ctx, req.(*GetOptionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_CheckOptions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckOptionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).CheckOptions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_CheckOptions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).CheckOptions(ctx, req.(*CheckOptionsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -424,6 +496,14 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ApplyOptions",
 			Handler:    _NodeService_ApplyOptions_Handler,
+		},
+		{
+			MethodName: "GetOptions",
+			Handler:    _NodeService_GetOptions_Handler,
+		},
+		{
+			MethodName: "CheckOptions",
+			Handler:    _NodeService_CheckOptions_Handler,
 		},
 		{
 			MethodName: "ListBackups",

@@ -320,6 +320,128 @@ func (OptionState) EnumDescriptor() ([]byte, []int) {
 	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{4}
 }
 
+// OptionSource is where the value of an option comes from. Later ones win.
+type OptionSource int32
+
+const (
+	// Not known.
+	OptionSource_OPTION_SOURCE_UNSPECIFIED OptionSource = 0
+	// Nothing gives it.
+	OptionSource_OPTION_SOURCE_DEFAULT OptionSource = 1
+	// flared's own configuration file.
+	OptionSource_OPTION_SOURCE_FILE OptionSource = 2
+	// The text that the agent sent, extra.conf.
+	OptionSource_OPTION_SOURCE_AGENT OptionSource = 3
+	// flared's command line.
+	OptionSource_OPTION_SOURCE_COMMAND_LINE OptionSource = 4
+)
+
+// Enum value maps for OptionSource.
+var (
+	OptionSource_name = map[int32]string{
+		0: "OPTION_SOURCE_UNSPECIFIED",
+		1: "OPTION_SOURCE_DEFAULT",
+		2: "OPTION_SOURCE_FILE",
+		3: "OPTION_SOURCE_AGENT",
+		4: "OPTION_SOURCE_COMMAND_LINE",
+	}
+	OptionSource_value = map[string]int32{
+		"OPTION_SOURCE_UNSPECIFIED":  0,
+		"OPTION_SOURCE_DEFAULT":      1,
+		"OPTION_SOURCE_FILE":         2,
+		"OPTION_SOURCE_AGENT":        3,
+		"OPTION_SOURCE_COMMAND_LINE": 4,
+	}
+)
+
+func (x OptionSource) Enum() *OptionSource {
+	p := new(OptionSource)
+	*p = x
+	return p
+}
+
+func (x OptionSource) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OptionSource) Descriptor() protoreflect.EnumDescriptor {
+	return file_flare_agent_v1_types_proto_enumTypes[5].Descriptor()
+}
+
+func (OptionSource) Type() protoreflect.EnumType {
+	return &file_flare_agent_v1_types_proto_enumTypes[5]
+}
+
+func (x OptionSource) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OptionSource.Descriptor instead.
+func (OptionSource) EnumDescriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
+// OptionOutcome is what applying a configuration would do to an option.
+type OptionOutcome int32
+
+const (
+	// Not known.
+	OptionOutcome_OPTION_OUTCOME_UNSPECIFIED OptionOutcome = 0
+	// It has this value already, or has no effect here.
+	OptionOutcome_OPTION_OUTCOME_UNCHANGED OptionOutcome = 1
+	// It would be in force at once.
+	OptionOutcome_OPTION_OUTCOME_WOULD_APPLY OptionOutcome = 2
+	// It would be accepted, and in force after the next start of flared.
+	OptionOutcome_OPTION_OUTCOME_NEEDS_RESTART OptionOutcome = 3
+	// It, or the whole file because of it, would be refused.
+	OptionOutcome_OPTION_OUTCOME_WOULD_REJECT OptionOutcome = 4
+)
+
+// Enum value maps for OptionOutcome.
+var (
+	OptionOutcome_name = map[int32]string{
+		0: "OPTION_OUTCOME_UNSPECIFIED",
+		1: "OPTION_OUTCOME_UNCHANGED",
+		2: "OPTION_OUTCOME_WOULD_APPLY",
+		3: "OPTION_OUTCOME_NEEDS_RESTART",
+		4: "OPTION_OUTCOME_WOULD_REJECT",
+	}
+	OptionOutcome_value = map[string]int32{
+		"OPTION_OUTCOME_UNSPECIFIED":   0,
+		"OPTION_OUTCOME_UNCHANGED":     1,
+		"OPTION_OUTCOME_WOULD_APPLY":   2,
+		"OPTION_OUTCOME_NEEDS_RESTART": 3,
+		"OPTION_OUTCOME_WOULD_REJECT":  4,
+	}
+)
+
+func (x OptionOutcome) Enum() *OptionOutcome {
+	p := new(OptionOutcome)
+	*p = x
+	return p
+}
+
+func (x OptionOutcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OptionOutcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_flare_agent_v1_types_proto_enumTypes[6].Descriptor()
+}
+
+func (OptionOutcome) Type() protoreflect.EnumType {
+	return &file_flare_agent_v1_types_proto_enumTypes[6]
+}
+
+func (x OptionOutcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OptionOutcome.Descriptor instead.
+func (OptionOutcome) EnumDescriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
 // Lsn is a position in a partition's history of write batches. Positions order
 // by epoch first, then by index; 0/0 is the position of an empty database.
 type Lsn struct {
@@ -2174,7 +2296,9 @@ type OptionStatus struct {
 	// For a rejected option: the words, naming what would be right.
 	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	// Line of the configuration file, from 1; 0 when it does not name the option.
-	Line          uint32 `protobuf:"varint,7,opt,name=line,proto3" json:"line,omitempty"`
+	Line uint32 `protobuf:"varint,7,opt,name=line,proto3" json:"line,omitempty"`
+	// Where the effective value comes from.
+	Source        OptionSource `protobuf:"varint,8,opt,name=source,proto3,enum=flare.agent.v1.OptionSource" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2252,6 +2376,114 @@ func (x *OptionStatus) GetMessage() string {
 }
 
 func (x *OptionStatus) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *OptionStatus) GetSource() OptionSource {
+	if x != nil {
+		return x.Source
+	}
+	return OptionSource_OPTION_SOURCE_UNSPECIFIED
+}
+
+// OptionVerdict is what applying a configuration would do to one option.
+type OptionVerdict struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Option name; empty for a line in which none can be made out.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// What would happen.
+	Outcome OptionOutcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=flare.agent.v1.OptionOutcome" json:"outcome,omitempty"`
+	// Value in force now.
+	Current string `protobuf:"bytes,3,opt,name=current,proto3" json:"current,omitempty"`
+	// Value in force afterwards; for a refused option the value as written.
+	Proposed string `protobuf:"bytes,4,opt,name=proposed,proto3" json:"proposed,omitempty"`
+	// Why it would be refused. Machine-readable.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The words, naming what would be right.
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// Line of the text, from 1; 0 when the option changes because the text does not
+	// name it.
+	Line          uint32 `protobuf:"varint,7,opt,name=line,proto3" json:"line,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OptionVerdict) Reset() {
+	*x = OptionVerdict{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OptionVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OptionVerdict) ProtoMessage() {}
+
+func (x *OptionVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OptionVerdict.ProtoReflect.Descriptor instead.
+func (*OptionVerdict) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *OptionVerdict) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *OptionVerdict) GetOutcome() OptionOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return OptionOutcome_OPTION_OUTCOME_UNSPECIFIED
+}
+
+func (x *OptionVerdict) GetCurrent() string {
+	if x != nil {
+		return x.Current
+	}
+	return ""
+}
+
+func (x *OptionVerdict) GetProposed() string {
+	if x != nil {
+		return x.Proposed
+	}
+	return ""
+}
+
+func (x *OptionVerdict) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *OptionVerdict) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *OptionVerdict) GetLine() uint32 {
 	if x != nil {
 		return x.Line
 	}
@@ -2446,7 +2678,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\n" +
 	"master_lsn\x18\x03 \x01(\v2\x13.flare.agent.v1.LsnR\tmasterLsn\x12(\n" +
 	"\x04tier\x18\x04 \x01(\x0e2\x14.flare.agent.v1.TierR\x04tier\x12\x12\n" +
-	"\x04done\x18\x05 \x01(\bR\x04done\"\xd7\x01\n" +
+	"\x04done\x18\x05 \x01(\bR\x04done\"\x8d\x02\n" +
 	"\fOptionStatus\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
 	"\teffective\x18\x02 \x01(\tR\teffective\x12\x1e\n" +
@@ -2454,6 +2686,15 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"configured\x18\x03 \x01(\tR\n" +
 	"configured\x121\n" +
 	"\x05state\x18\x04 \x01(\x0e2\x1b.flare.agent.v1.OptionStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12\x12\n" +
+	"\x04line\x18\a \x01(\rR\x04line\x124\n" +
+	"\x06source\x18\b \x01(\x0e2\x1c.flare.agent.v1.OptionSourceR\x06source\"\xd6\x01\n" +
+	"\rOptionVerdict\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x127\n" +
+	"\aoutcome\x18\x02 \x01(\x0e2\x1d.flare.agent.v1.OptionOutcomeR\aoutcome\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\tR\acurrent\x12\x1a\n" +
+	"\bproposed\x18\x04 \x01(\tR\bproposed\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x12\n" +
 	"\x04line\x18\a \x01(\rR\x04line*M\n" +
@@ -2487,7 +2728,19 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x18OPTION_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14OPTION_STATE_APPLIED\x10\x01\x12 \n" +
 	"\x1cOPTION_STATE_PENDING_RESTART\x10\x02\x12\x19\n" +
-	"\x15OPTION_STATE_REJECTED\x10\x03B7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
+	"\x15OPTION_STATE_REJECTED\x10\x03*\x99\x01\n" +
+	"\fOptionSource\x12\x1d\n" +
+	"\x19OPTION_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15OPTION_SOURCE_DEFAULT\x10\x01\x12\x16\n" +
+	"\x12OPTION_SOURCE_FILE\x10\x02\x12\x17\n" +
+	"\x13OPTION_SOURCE_AGENT\x10\x03\x12\x1e\n" +
+	"\x1aOPTION_SOURCE_COMMAND_LINE\x10\x04*\xb0\x01\n" +
+	"\rOptionOutcome\x12\x1e\n" +
+	"\x1aOPTION_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18OPTION_OUTCOME_UNCHANGED\x10\x01\x12\x1e\n" +
+	"\x1aOPTION_OUTCOME_WOULD_APPLY\x10\x02\x12 \n" +
+	"\x1cOPTION_OUTCOME_NEEDS_RESTART\x10\x03\x12\x1f\n" +
+	"\x1bOPTION_OUTCOME_WOULD_REJECT\x10\x04B7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_flare_agent_v1_types_proto_rawDescOnce sync.Once
@@ -2501,79 +2754,84 @@ func file_flare_agent_v1_types_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_types_proto_rawDescData
 }
 
-var file_flare_agent_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_flare_agent_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_flare_agent_v1_types_proto_goTypes = []any{
 	(Role)(0),                     // 0: flare.agent.v1.Role
 	(State)(0),                    // 1: flare.agent.v1.State
 	(Tier)(0),                     // 2: flare.agent.v1.Tier
 	(CatchUpPhase)(0),             // 3: flare.agent.v1.CatchUpPhase
 	(OptionState)(0),              // 4: flare.agent.v1.OptionState
-	(*Lsn)(nil),                   // 5: flare.agent.v1.Lsn
-	(*ReplicaStatus)(nil),         // 6: flare.agent.v1.ReplicaStatus
-	(*CatchUpProgress)(nil),       // 7: flare.agent.v1.CatchUpProgress
-	(*CatchUp)(nil),               // 8: flare.agent.v1.CatchUp
-	(*CatchUpCounts)(nil),         // 9: flare.agent.v1.CatchUpCounts
-	(*LogStatus)(nil),             // 10: flare.agent.v1.LogStatus
-	(*NodeStatus)(nil),            // 11: flare.agent.v1.NodeStatus
-	(*Handover)(nil),              // 12: flare.agent.v1.Handover
-	(*HandoverPhase)(nil),         // 13: flare.agent.v1.HandoverPhase
-	(*ClusterReplication)(nil),    // 14: flare.agent.v1.ClusterReplication
-	(*ClusterDump)(nil),           // 15: flare.agent.v1.ClusterDump
-	(*ExpirySweep)(nil),           // 16: flare.agent.v1.ExpirySweep
-	(*OrphanProgress)(nil),        // 17: flare.agent.v1.OrphanProgress
-	(*BackupProgress)(nil),        // 18: flare.agent.v1.BackupProgress
-	(*Backup)(nil),                // 19: flare.agent.v1.Backup
-	(*ResyncProgress)(nil),        // 20: flare.agent.v1.ResyncProgress
-	(*OptionStatus)(nil),          // 21: flare.agent.v1.OptionStatus
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(OptionSource)(0),             // 5: flare.agent.v1.OptionSource
+	(OptionOutcome)(0),            // 6: flare.agent.v1.OptionOutcome
+	(*Lsn)(nil),                   // 7: flare.agent.v1.Lsn
+	(*ReplicaStatus)(nil),         // 8: flare.agent.v1.ReplicaStatus
+	(*CatchUpProgress)(nil),       // 9: flare.agent.v1.CatchUpProgress
+	(*CatchUp)(nil),               // 10: flare.agent.v1.CatchUp
+	(*CatchUpCounts)(nil),         // 11: flare.agent.v1.CatchUpCounts
+	(*LogStatus)(nil),             // 12: flare.agent.v1.LogStatus
+	(*NodeStatus)(nil),            // 13: flare.agent.v1.NodeStatus
+	(*Handover)(nil),              // 14: flare.agent.v1.Handover
+	(*HandoverPhase)(nil),         // 15: flare.agent.v1.HandoverPhase
+	(*ClusterReplication)(nil),    // 16: flare.agent.v1.ClusterReplication
+	(*ClusterDump)(nil),           // 17: flare.agent.v1.ClusterDump
+	(*ExpirySweep)(nil),           // 18: flare.agent.v1.ExpirySweep
+	(*OrphanProgress)(nil),        // 19: flare.agent.v1.OrphanProgress
+	(*BackupProgress)(nil),        // 20: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                // 21: flare.agent.v1.Backup
+	(*ResyncProgress)(nil),        // 22: flare.agent.v1.ResyncProgress
+	(*OptionStatus)(nil),          // 23: flare.agent.v1.OptionStatus
+	(*OptionVerdict)(nil),         // 24: flare.agent.v1.OptionVerdict
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_flare_agent_v1_types_proto_depIdxs = []int32{
-	5,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
-	22, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
+	7,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
+	25, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
 	2,  // 2: flare.agent.v1.ReplicaStatus.tier:type_name -> flare.agent.v1.Tier
-	7,  // 3: flare.agent.v1.ReplicaStatus.progress:type_name -> flare.agent.v1.CatchUpProgress
+	9,  // 3: flare.agent.v1.ReplicaStatus.progress:type_name -> flare.agent.v1.CatchUpProgress
 	3,  // 4: flare.agent.v1.CatchUpProgress.phase:type_name -> flare.agent.v1.CatchUpPhase
 	2,  // 5: flare.agent.v1.CatchUpProgress.tier:type_name -> flare.agent.v1.Tier
-	23, // 6: flare.agent.v1.CatchUpProgress.since:type_name -> google.protobuf.Timestamp
-	22, // 7: flare.agent.v1.CatchUpProgress.eta:type_name -> google.protobuf.Duration
+	26, // 6: flare.agent.v1.CatchUpProgress.since:type_name -> google.protobuf.Timestamp
+	25, // 7: flare.agent.v1.CatchUpProgress.eta:type_name -> google.protobuf.Duration
 	2,  // 8: flare.agent.v1.CatchUp.tier:type_name -> flare.agent.v1.Tier
-	5,  // 9: flare.agent.v1.CatchUp.master_lsn:type_name -> flare.agent.v1.Lsn
-	7,  // 10: flare.agent.v1.CatchUp.progress:type_name -> flare.agent.v1.CatchUpProgress
-	23, // 11: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
+	7,  // 9: flare.agent.v1.CatchUp.master_lsn:type_name -> flare.agent.v1.Lsn
+	9,  // 10: flare.agent.v1.CatchUp.progress:type_name -> flare.agent.v1.CatchUpProgress
+	26, // 11: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
 	0,  // 12: flare.agent.v1.NodeStatus.role:type_name -> flare.agent.v1.Role
 	1,  // 13: flare.agent.v1.NodeStatus.state:type_name -> flare.agent.v1.State
-	5,  // 14: flare.agent.v1.NodeStatus.lsn:type_name -> flare.agent.v1.Lsn
-	6,  // 15: flare.agent.v1.NodeStatus.replicas:type_name -> flare.agent.v1.ReplicaStatus
-	8,  // 16: flare.agent.v1.NodeStatus.catch_up:type_name -> flare.agent.v1.CatchUp
-	9,  // 17: flare.agent.v1.NodeStatus.catch_up_counts:type_name -> flare.agent.v1.CatchUpCounts
-	16, // 18: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
-	14, // 19: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
-	10, // 20: flare.agent.v1.NodeStatus.log:type_name -> flare.agent.v1.LogStatus
-	12, // 21: flare.agent.v1.NodeStatus.last_handover:type_name -> flare.agent.v1.Handover
-	5,  // 22: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
-	23, // 23: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
-	22, // 24: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
-	13, // 25: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
-	22, // 26: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
-	5,  // 27: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
-	22, // 28: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
-	15, // 29: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
-	22, // 30: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
-	19, // 31: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
-	23, // 32: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
-	5,  // 33: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
-	7,  // 34: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
-	5,  // 35: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
-	5,  // 36: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
+	7,  // 14: flare.agent.v1.NodeStatus.lsn:type_name -> flare.agent.v1.Lsn
+	8,  // 15: flare.agent.v1.NodeStatus.replicas:type_name -> flare.agent.v1.ReplicaStatus
+	10, // 16: flare.agent.v1.NodeStatus.catch_up:type_name -> flare.agent.v1.CatchUp
+	11, // 17: flare.agent.v1.NodeStatus.catch_up_counts:type_name -> flare.agent.v1.CatchUpCounts
+	18, // 18: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
+	16, // 19: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
+	12, // 20: flare.agent.v1.NodeStatus.log:type_name -> flare.agent.v1.LogStatus
+	14, // 21: flare.agent.v1.NodeStatus.last_handover:type_name -> flare.agent.v1.Handover
+	7,  // 22: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
+	26, // 23: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
+	25, // 24: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
+	15, // 25: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
+	25, // 26: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
+	7,  // 27: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
+	25, // 28: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
+	17, // 29: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
+	25, // 30: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
+	21, // 31: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
+	26, // 32: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 33: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
+	9,  // 34: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
+	7,  // 35: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
+	7,  // 36: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
 	2,  // 37: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
 	4,  // 38: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	5,  // 39: flare.agent.v1.OptionStatus.source:type_name -> flare.agent.v1.OptionSource
+	6,  // 40: flare.agent.v1.OptionVerdict.outcome:type_name -> flare.agent.v1.OptionOutcome
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_types_proto_init() }
@@ -2588,8 +2846,8 @@ func file_flare_agent_v1_types_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_types_proto_rawDesc), len(file_flare_agent_v1_types_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   17,
+			NumEnums:      7,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
