@@ -842,6 +842,9 @@ func TestStorageOptionsAreFlareds(t *testing.T) {
 		specs[s.Key] = s
 	}
 	for key, def := range values.RocksDB {
+		if key == "options" {
+			continue // see TestEngineOptions
+		}
 		name := "rocksdb-" + regexp.MustCompile("[A-Z]").ReplaceAllStringFunc(key, func(c string) string { return "-" + strings.ToLower(c) })
 		s, ok := specs[name]
 		if !ok {
@@ -859,6 +862,61 @@ func TestStorageOptionsAreFlareds(t *testing.T) {
 		}
 		if l := schema.Properties.RocksDB.Properties[key]; s.Type == "integer" && (*l.Minimum != s.Min || *l.Maximum != s.Max) {
 			t.Errorf("rocksdb.%s: from %d to %d, flared's is from %d to %d", key, *l.Minimum, *l.Maximum, s.Min, s.Max)
+		}
+	}
+}
+
+// The chart takes exactly the options of RocksDB that flared takes, numbers and
+// booleans written as anybody would, and what comes out at the end is a file that
+// flared accepts.
+func TestEngineOptions(t *testing.T) {
+	var want []string
+	for _, s := range options.Specs() {
+		if name, ok := strings.CutPrefix(s.Key, options.EnginePrefix); ok {
+			want = append(want, name)
+		}
+	}
+	var schema struct {
+		Properties struct {
+			RocksDB struct {
+				Properties struct {
+					Options struct{ PropertyNames struct{ Enum []string } }
+				}
+			}
+		}
+	}
+	b, err := os.ReadFile("values.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &schema); err != nil {
+		t.Fatal(err)
+	}
+	if got := schema.Properties.RocksDB.Properties.Options.PropertyNames.Enum; !slices.Equal(got, want) {
+		t.Errorf("values.schema.json has the names\n%q\nflared has\n%q", got, want)
+	}
+
+	values := filepath.Join(t.TempDir(), "values.yaml")
+	if err := os.WriteFile(values, []byte("rocksdb:\n  options:\n    write_buffer_size: 33554432\n    disable_auto_compactions: false\n    compression: kZSTD\n    max_bytes_for_level_base: \"536870912\"\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	fc := get[*flarev1.FlareCluster](t, objects(t, template(t, "--values", values)), "FlareCluster flare")
+	if got, want := fc.Spec.RocksDB.Options, (map[string]flarev1.RocksDBOption{"write_buffer_size": "33554432", "disable_auto_compactions": "false",
+		"compression": "kZSTD", "max_bytes_for_level_base": "536870912"}); !maps.Equal(got, want) {
+		t.Errorf("options of the resource %v, want %v", got, want)
+	}
+	o, _, err := options.Parse("extra.conf", []byte(flarev1.RenderConfig(fc.Spec)), options.Default())
+	if err != nil || o.EngineValues()["write_buffer_size"] != "33554432" || o.EngineValues()["compression"] != "kZSTD" {
+		t.Errorf("the rendered file: %v", err)
+	}
+	for set, want := range map[string]string{
+		"rocksdb.options.write_bufer_size=1":  "invalid propertyName 'write_bufer_size'",
+		"rocksdb.options.wal_dir=x":           "invalid propertyName 'wal_dir'",
+		"rocksdb.options.compression=a b":     "/rocksdb/options/compression",
+		"rocksdb.options.compression.x=kZSTD": "/rocksdb/options/compression",
+	} {
+		if got := refuse(t, "--set", set); !strings.Contains(got, want) {
+			t.Errorf("%s: refused with\n%swant words with %q", set, got, want)
 		}
 	}
 }

@@ -36,6 +36,8 @@ func TestRenderConfig(t *testing.T) {
 				WALMaxBatchBytes:       new(int64(4096)),
 				WALSyncBwlimit:         new(int64(10240)),
 				WALSyncInterval:        new(int64(100)),
+				Options: map[string]RocksDBOption{"write_buffer_size": "33554432", "compression": "kZSTD",
+					"x\nlog-level": "debug\nserver-port = 1"},
 			},
 		}, `# Rendered by flare-controller from the FlareCluster resource; edits are overwritten.
 replication-type = async
@@ -47,6 +49,9 @@ rocksdb-resync-failure-threshold = 5
 rocksdb-wal-max-batch-bytes = 4096
 rocksdb-wal-sync-bwlimit = 10240
 rocksdb-wal-sync-interval = 100
+rocksdb-option-compression = kZSTD
+rocksdb-option-write_buffer_size = 33554432
+rocksdb-option-x?log-level = debug?server-port???1
 `},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
