@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/replication"
 	"github.com/flarekv/flare/agent/storage"
 	"github.com/flarekv/flare/proto/text"
 	"github.com/flarekv/flare/proto/topology"
@@ -38,6 +39,9 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 	num("wal_rewinds", 0) // a diverged tail is repaired by a full copy
 	num("checkpoint_syncs", counts.checkpoint)
 	num("wal_sync_failures", counts.failed)
+	for _, reason := range replication.RefusalReasons {
+		num("stream_refused_"+reason, s.refusals.Counted(reason))
+	}
 	o := s.live.Load()
 	for _, spec := range options.Specs() {
 		if strings.HasPrefix(spec.Key, options.EnginePrefix) {

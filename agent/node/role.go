@@ -127,6 +127,7 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 				"epoch", p.epoch, "error", err)
 			return roleRetry
 		}
+		k.dropIncoming()
 		k.logger.Info("master", "partition", d.partition, "epoch", p.epoch, "lsn", lsn.String())
 	}
 	// One that has filled a new partition stays what it is but for the gate.
@@ -173,6 +174,13 @@ func (k *roleKeeper) resume(epoch uint64) {
 	if k.tenure.held && k.tenure.epoch == epoch && k.tenure.paused {
 		k.tenure.paused = false
 		k.admit()
+	}
+}
+
+// dropIncoming removes what is left of a copy that this node does not need any more.
+func (k *roleKeeper) dropIncoming() {
+	if err := k.db.DropIncoming(); err != nil {
+		k.logger.Warn("cannot remove an interrupted copy", "error", err)
 	}
 }
 

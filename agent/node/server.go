@@ -98,6 +98,7 @@ type Server struct {
 	backingUp atomic.Bool // a backup is being made or deleted
 
 	counters counters
+	refusals replication.Refusals
 	forwards forwards
 	status   statusKeeper
 	watcher  *accessWatcher

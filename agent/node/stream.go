@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/flarekv/flare/agent/options"
@@ -23,6 +24,8 @@ func (s *Server) newSource() *replication.Source {
 		Behind:          s.index.behind,
 		CopyBandwidth:   func() int64 { return int64(s.live.Load().ReconstructionBwlimit) << 10 },
 		StreamBandwidth: func() int64 { return int64(s.live.Load().CatchUpBwlimit()) << 10 },
+		MaxCopies:       func() int { return s.live.Load().ReconstructionMaxCopies },
+		Refusals:        &s.refusals,
 		Interval:        func() time.Duration { return s.live.Load().RocksDB.WALSyncInterval },
 		MinInSync: func() int {
 			if o := s.live.Load(); o.ReplicationType == options.Sync {
@@ -65,6 +68,7 @@ func (s *Server) newCatcher(d duty) catcher {
 		},
 		Copier:    &slaveCopier{s: s, duty: d},
 		GiveUp:    (&surrender{s: s, partition: d.partition}).consider,
+		Refusals:  &s.refusals,
 		FullAfter: func() int { return s.live.Load().RocksDB.ResyncFailureThreshold },
 		Logger:    s.logger,
 	})
@@ -75,17 +79,14 @@ func (s *Server) newCatcher(d duty) catcher {
 func (s *Server) replicate(c *conn, req *text.Request) {
 	rep := req.Replicate
 	held, _, _ := s.roles.snapshot()
-	refusal := ""
-	switch {
-	case rep.Proto != replicationProto:
-		refusal = "unsupported_version: this node speaks replication protocol " + strconv.Itoa(replicationProto)
-	case !held.held:
-		refusal = "not_master"
-	case held.partition != rep.Partition:
-		refusal = "wrong_partition: this node is the master of " + strconv.Itoa(held.partition)
-	}
-	if refusal != "" {
-		c.out = text.AppendServerError(c.out, refusal)
+	if reason, words := refuseReplica(s.maps.table(), held, rep); reason != "" {
+		// Who asks a node that is not the master has an older or newer map.
+		if reason != reasonNotMaster {
+			s.refusals.Count(reason)
+			s.limited.warn(s.logger, "replica refused", "reason", reason, "replica", rep.Self, "partition", rep.Partition,
+				"history", rep.History, "from", c.nc.RemoteAddr().String())
+		}
+		c.out = text.AppendServerError(c.out, strings.TrimSuffix(reason+": "+words, ": "))
 		return
 	}
 	c.out = append(c.out, text.ReplyOK...)
@@ -102,6 +103,24 @@ func (s *Server) replicate(c *conn, req *text.Request) {
 		LSN:       rep.Position,
 	})
 	s.logger.Info("stream to replica ended", "replica", rep.Self, "error", err)
+}
+
+// refuseReplica tells why a node is not sent the log, if it is not. A history belongs
+// to a partition and is none of its replicas' yet when they come for the first time,
+// so what tells the nodes of this cluster from others is the node map.
+func refuseReplica(t *table, held tenure, rep text.Replicate) (reason, words string) {
+	switch {
+	case rep.Proto != replicationProto:
+		return "unsupported_version", "this node speaks replication protocol " + strconv.Itoa(replicationProto)
+	case !held.held:
+		return reasonNotMaster, ""
+	case held.partition != rep.Partition:
+		return "wrong_partition", "this node is the master of " + strconv.Itoa(held.partition)
+	}
+	if _, known := t.nodes.Find(rep.Self); !known {
+		return "not_in_map", rep.Self + " is no node of this cluster"
+	}
+	return "", ""
 }
 
 // An upgraded connection has left the line protocol. What the request reader

@@ -49,11 +49,12 @@ type Options struct {
 	ProxyPriorNetmask   int // bits, 0 for off
 	MaxTotalThreadQueue int // requests, 0 for no limit
 
-	ReplicationType        ReplicationType
-	ReplicationTimeout     time.Duration
-	ReplicationMinInSync   int           // nodes, the master included
-	ReconstructionInterval time.Duration // of a dump, after each record
-	ReconstructionBwlimit  int           // KiB/s, 0 for no limit
+	ReplicationType         ReplicationType
+	ReplicationTimeout      time.Duration
+	ReplicationMinInSync    int           // nodes, the master included
+	ReconstructionInterval  time.Duration // of a dump, after each record
+	ReconstructionBwlimit   int           // KiB/s, 0 for no limit
+	ReconstructionMaxCopies int           // checkpoints sent at a time
 
 	ExpirySweepInterval time.Duration // 0: never
 	ExpirySweepRate     int           // records a second
@@ -113,21 +114,22 @@ type RocksDB struct {
 // Default returns the options of a flared that was told nothing.
 func Default() Options {
 	return Options{
-		ServerPort:           12121,
-		IndexServerPort:      12120,
-		LogLevel:             slog.LevelInfo,
-		MaxConnection:        10000,
-		MaxValueSize:         64 << 20,
-		NetReadTimeout:       600 * time.Second,
-		ProxyConcurrency:     2,
-		ReplicationType:      Sync,
-		ReplicationTimeout:   2 * time.Second,
-		ReplicationMinInSync: 1,
-		ExpirySweepInterval:  time.Hour,
-		ExpirySweepRate:      10000,
-		StorageCacheSize:     65536,
-		BlockCacheSizeMB:     64,
-		RecordCacheSizeMB:    64,
+		ServerPort:              12121,
+		IndexServerPort:         12120,
+		LogLevel:                slog.LevelInfo,
+		MaxConnection:           10000,
+		MaxValueSize:            64 << 20,
+		NetReadTimeout:          600 * time.Second,
+		ProxyConcurrency:        2,
+		ReplicationType:         Sync,
+		ReplicationTimeout:      2 * time.Second,
+		ReplicationMinInSync:    1,
+		ReconstructionMaxCopies: 1,
+		ExpirySweepInterval:     time.Hour,
+		ExpirySweepRate:         10000,
+		StorageCacheSize:        65536,
+		BlockCacheSizeMB:        64,
+		RecordCacheSizeMB:       64,
 		RocksDB: RocksDB{
 			WALTTLSeconds:          3 * 60 * 60,
 			WALReplicaLimitMB:      4096,

@@ -41,6 +41,7 @@ func TestDefaults(t *testing.T) {
 		"replication-min-in-sync":                     "1",
 		"replication-timeout":                         "2000",
 		"reconstruction-bwlimit":                      "0",
+		"reconstruction-max-copies":                   "1",
 		"record-cache-size-mb":                        "64",
 		"block-cache-size-mb":                         "64",
 		"rocksdb-wal-ttl-seconds":                     "10800",

@@ -94,6 +94,8 @@ var table = append([]spec{
 		func(o *Options) *time.Duration { return &o.ReconstructionInterval }, time.Microsecond),
 	number("reconstruction-bwlimit", "KiB/s", 0, 1<<24, live, "rate at which this node copies another's database, as files or as a dump; 0: no limit",
 		func(o *Options) *int { return &o.ReconstructionBwlimit }, 1),
+	number("reconstruction-max-copies", "copies", 1, 64, live, "copies of its database's files that a master sends at a time, which share reconstruction-bwlimit; other replicas wait for their turn",
+		func(o *Options) *int { return &o.ReconstructionMaxCopies }, 1),
 
 	number("expiry-sweep-interval", "seconds", 0, 31536000, live, "time between two walks over all records in which a master removes those that have expired; 0: they are never removed from the disk",
 		func(o *Options) *time.Duration { return &o.ExpirySweepInterval }, time.Second),

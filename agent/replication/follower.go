@@ -17,6 +17,9 @@ import (
 const (
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 2 * time.Second
+	// diskBackoff is the longest pause before a copy is asked for again that did not
+	// fit the disk. The master keeps its checkpoint for longer.
+	diskBackoff = 20 * time.Second
 	// applyBatches and applyBytes bound what is applied in one go, and so the
 	// time until it is acknowledged.
 	applyBatches = 512
@@ -73,6 +76,11 @@ type Follower struct {
 	up       catchUp
 	unusable int // streams in a row that could not be applied
 
+	// Of Run: what is known of the files of a copy that was interrupted, nil if nothing
+	// is, and the id of one that was refused.
+	parts   map[string]filePart
+	refused string
+
 	order     *resync                 // nil if there is none
 	interrupt context.CancelCauseFunc // ends the attempt that runs
 	over      bool                    // Run has ended
@@ -84,23 +92,27 @@ type Follower struct {
 
 // FollowerStatus is what a replica knows of its replication.
 type FollowerStatus struct {
-	Master      string
-	Connected   bool
-	Tier        history.Tier // of the last catch-up
-	Reason      string       // of that tier
-	MasterLSN   topology.LSN // as last heard
-	MasterAt    time.Time    // when that was, by the master's clock
-	Waiting     string       // what the master makes this node wait for, machine-readable
-	BytesDone   uint64       // of a running copy
-	BytesTotal  uint64       // of a running copy of files
-	RecordsDone uint64       // of a running copy by dump
-	ErrorReason string       // of the last attempt, "" if it succeeded
+	Master          string
+	Connected       bool
+	Tier            history.Tier // of the last catch-up
+	Reason          string       // of that tier
+	MasterLSN       topology.LSN // as last heard
+	MasterAt        time.Time    // when that was, by the master's clock
+	Waiting         string       // what the master makes this node wait for, machine-readable
+	BytesDone       uint64       // of a running copy
+	BytesTotal      uint64       // of a running copy of files
+	RecordsDone     uint64       // of a running copy by dump
+	WaitingPosition int          // place in the queue, with Waiting
+
+	ErrorReason string // of the last attempt, "" if it succeeded
 	Error       string
 	Progress    Progress // of the catch-up under way
 
 	// Since the follower was made.
 	WALCatchUps    uint64
 	Checkpoints    uint64
+	CopiedBytes    uint64 // of Checkpoints
+	ResumedBytes   uint64 // of Checkpoints, that an interrupted copy had brought already
 	Dumps          uint64
 	FailedAttempts uint64
 	Fallbacks      uint64 // full copies that were begun although there was data
@@ -157,7 +169,7 @@ func (f *Follower) Run(ctx context.Context) error {
 		reason := reasonOf(err)
 		f.cfg.Refusals.note(err)
 		f.update(func(s *FollowerStatus) {
-			s.Connected, s.Waiting, s.BytesDone, s.BytesTotal, s.RecordsDone = false, "", 0, 0, 0
+			s.Connected, s.Waiting, s.WaitingPosition, s.BytesDone, s.BytesTotal, s.RecordsDone = false, "", 0, 0, 0, 0
 			s.ErrorReason, s.Error = reason, err.Error()
 			s.FailedAttempts++
 			f.up.end()
@@ -182,7 +194,11 @@ func (f *Follower) Run(ctx context.Context) error {
 		case <-f.again:
 		case <-time.After(backoff):
 		}
-		backoff = min(2*backoff, maxBackoff)
+		if reason == reasonDiskFull {
+			backoff = min(2*backoff, diskBackoff)
+		} else {
+			backoff = min(2*backoff, maxBackoff)
+		}
 	}
 }
 
@@ -231,6 +247,9 @@ type session struct {
 
 	interval, timeout time.Duration
 
+	wmu sync.Mutex // one frame at a time
+	w   *bufio.Writer
+
 	wake chan struct{} // there is something to acknowledge
 
 	amu     sync.Mutex
@@ -254,7 +273,7 @@ func (f *Follower) follow(ctx context.Context, log *slog.Logger) error {
 
 	s := &session{Follower: f, ctx: ctx, cancel: cancel, conn: conn, log: log, wake: make(chan struct{}, 1)}
 	s.in = &patientReader{conn, handshakeTimeout}
-	s.r = bufio.NewReaderSize(s.in, 256<<10)
+	s.r, s.w = bufio.NewReaderSize(s.in, 256<<10), bufio.NewWriterSize(conn, 256)
 	err = s.run()
 	cause := context.Cause(ctx)
 	cancel(nil)
@@ -304,6 +323,10 @@ func (s *session) run() error {
 			return &Error{"apply_failed", err}
 		}
 		s.setApplied(at)
+		// What was left of an interrupted copy is of no use any more.
+		if err := s.db.DropIncoming(); err != nil {
+			s.log.Warn("cannot remove an interrupted copy", "err", err)
+		}
 	}
 	s.tasks.Go(func() {
 		if err := s.acknowledge(); err != nil {
@@ -417,53 +440,6 @@ func (s *session) countUnusable(n int) {
 	}
 }
 
-// receiveCopy receives a checkpoint and puts it in the place of the database.
-func (s *session) receiveCopy() error {
-	dir, err := s.db.IncomingDir()
-	if err != nil {
-		return &Error{"copy_failed", err}
-	}
-	c := &copyReceiver{dir: dir}
-	defer c.close()
-	for !c.finished {
-		t, payload, err := readFrame(s.r)
-		if err != nil {
-			return fmt.Errorf("receive checkpoint: %w", err)
-		}
-		if handled, err := s.common(t, payload); err != nil {
-			return err
-		} else if handled {
-			continue
-		}
-		if err := c.frame(t, payload); errors.Is(err, errBadCopy) {
-			return refuse(refusedCopy, "receive checkpoint: %w", err)
-		} else if err != nil {
-			return &Error{"copy_failed", fmt.Errorf("receive checkpoint: %w", err)}
-		}
-		s.update(func(fs *FollowerStatus) {
-			fs.Waiting, fs.BytesDone, fs.BytesTotal = "", c.done, c.begin.bytes
-			s.up.copied(time.Now(), c.done, c.begin.bytes, 0)
-		})
-	}
-	s.measure(func(c *catchUp, _ time.Time) { c.install() })
-	if err := s.db.Replace(dir); err != nil {
-		return &Error{"copy_failed", fmt.Errorf("receive checkpoint: %w", err)}
-	}
-	pos := s.db.Position()
-	if pos.LSN != c.begin.lsn {
-		return &Error{"copy_failed", fmt.Errorf("checkpoint is at %v, want %v", pos.LSN, c.begin.lsn)}
-	}
-	s.log.Info("checkpoint installed", "lsn", pos.LSN, "bytes", c.done)
-	s.update(func(fs *FollowerStatus) {
-		fs.Checkpoints++
-		fs.BytesDone, fs.BytesTotal = 0, 0
-	})
-	s.measure(func(c *catchUp, now time.Time) { c.log(now, pos.LSN.Index, s.status.MasterLSN.Index) })
-	s.countUnusable(0)
-	s.setApplied(pos.LSN)
-	return nil
-}
-
 // common handles the frames that may come at any time.
 func (s *session) common(t frameType, payload []byte) (bool, error) {
 	switch t {
@@ -475,11 +451,11 @@ func (s *session) common(t frameType, payload []byte) (bool, error) {
 		s.update(func(fs *FollowerStatus) { fs.MasterLSN, fs.MasterAt = h.lsn, time.Unix(0, h.at) })
 		return true, nil
 	case frameNotice:
-		notice, err := decodeString(t, payload)
+		n, err := decodeNotice(payload)
 		if err != nil {
 			return false, err
 		}
-		s.update(func(fs *FollowerStatus) { fs.Waiting = notice })
+		s.update(func(fs *FollowerStatus) { fs.Waiting, fs.WaitingPosition = n.reason, int(n.position) })
 		return true, nil
 	case frameLacking:
 		lacking, err := decodeLacking(payload)
@@ -567,7 +543,6 @@ func (s *session) setApplied(lsn topology.LSN) {
 func (s *session) acknowledge() error {
 	ticker := time.NewTicker(s.interval)
 	defer ticker.Stop()
-	w := bufio.NewWriterSize(s.conn, 256)
 	for {
 		s.amu.Lock()
 		streams, applied := s.streams, s.applied
@@ -576,11 +551,7 @@ func (s *session) acknowledge() error {
 		if streams {
 			t, payload = frameAck, appendLSN(nil, applied)
 		}
-		s.conn.SetWriteDeadline(time.Now().Add(s.timeout))
-		if err := writeFrame(w, t, payload); err != nil {
-			return fmt.Errorf("acknowledge: %w", err)
-		}
-		if err := w.Flush(); err != nil {
+		if err := s.send(t, payload); err != nil {
 			return fmt.Errorf("acknowledge: %w", err)
 		}
 		select {
@@ -590,6 +561,17 @@ func (s *session) acknowledge() error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// send sends a frame to the master.
+func (s *session) send(t frameType, payload []byte) error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	s.conn.SetWriteDeadline(time.Now().Add(s.timeout))
+	if err := writeFrame(s.w, t, payload); err != nil {
+		return err
+	}
+	return s.w.Flush()
 }
 
 // claimInSync tells the index that this node is in sync; a newer grant takes the

@@ -32,14 +32,17 @@ const (
 	frameFileData                             // raw bytes
 	frameFileEnd                              // CRC-32C of the file u32
 	frameCheckpointDone                       // empty
-	frameNotice                               // string: what the replica has to wait for
-	frameError                                // refusal; the connection ends
+	frameNotice                               // notice: what the replica has to wait for
+	frameError                                // refusal, from either side; the connection ends
 	frameLacking                              // indexes, ascending: who may come for the log lacks it from there on
+	frameResume                               // string: the checkpoint whose copy was interrupted, "" for none
+	frameHave                                 // parts of the announced files that are there
 	frameEnd
 )
 
 var frameNames = [frameEnd]string{"", "HELLO", "START", "BATCH", "HEARTBEAT", "ACK", "ALIVE", "IN_SYNC",
-	"CHECKPOINT_BEGIN", "FILE_BEGIN", "FILE_DATA", "FILE_END", "CHECKPOINT_DONE", "NOTICE", "ERROR", "LACKING"}
+	"CHECKPOINT_BEGIN", "FILE_BEGIN", "FILE_DATA", "FILE_END", "CHECKPOINT_DONE", "NOTICE", "ERROR", "LACKING",
+	"RESUME", "HAVE"}
 
 func (t frameType) String() string {
 	if t == 0 || t >= frameEnd {
@@ -63,7 +66,7 @@ func maxPayload(t frameType) int {
 		return maxFrame
 	case frameHello, frameLacking, frameFileData:
 		return 1 << 20
-	case frameCheckpointBegin:
+	case frameCheckpointBegin, frameHave:
 		return 64 << 20
 	}
 	return 64 << 10
@@ -170,14 +173,20 @@ type heartbeat struct {
 type inSync struct{ epoch, session uint64 }
 
 type checkpointBegin struct {
+	id    string
 	lsn   topology.LSN
-	files uint32
-	bytes uint64
+	files []history.File
 }
 
 type fileBegin struct {
-	name string
-	size uint64
+	name   string
+	size   uint64
+	offset uint64 // where the data begin: what is before it the replica has
+}
+
+type notice struct {
+	reason   string
+	position uint32 // place in the queue, from 1
 }
 
 type refusal struct{ reason, message string }
@@ -218,11 +227,28 @@ func (s inSync) encode() []byte {
 }
 
 func (c checkpointBegin) encode() []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(appendLSN(nil, c.lsn), c.files), c.bytes)
+	b := appendLSN(appendString(nil, c.id), c.lsn)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(c.files)))
+	for _, f := range c.files {
+		b = binary.BigEndian.AppendUint64(appendString(b, f.Name), uint64(f.Size))
+	}
+	return b
 }
 
 func (f fileBegin) encode() []byte {
-	return binary.BigEndian.AppendUint64(appendString(nil, f.name), f.size)
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(appendString(nil, f.name), f.size), f.offset)
+}
+
+func (n notice) encode() []byte {
+	return binary.BigEndian.AppendUint32(appendString(nil, n.reason), n.position)
+}
+
+func encodeHave(parts []filePart) []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(parts)))
+	for _, p := range parts {
+		b = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(appendString(b, p.name), p.size), p.crc)
+	}
+	return b
 }
 
 func (r refusal) encode() []byte { return appendString(appendString(nil, r.reason), r.message) }
@@ -277,6 +303,16 @@ func (d *decoder) lsn() topology.LSN { return topology.LSN{Epoch: d.u64(), Index
 
 func (d *decoder) string() string { return string(d.take(int(d.u32()))) }
 
+// count reads the length of a list whose elements have so many bytes at least.
+func (d *decoder) count(size int) int {
+	n := int(d.u32())
+	if n < 0 || n > len(d.rest)/size {
+		d.bad = true
+		return 0
+	}
+	return n
+}
+
 func (d *decoder) end(t frameType) error {
 	if d.bad || len(d.rest) > 0 {
 		return refuse(refusedFields, "%w: fields of %v", errBadFrame, t)
@@ -328,25 +364,42 @@ func decodeInSync(b []byte) (inSync, error) {
 
 func decodeCheckpointBegin(b []byte) (checkpointBegin, error) {
 	d := decoder{rest: b}
-	c := checkpointBegin{lsn: d.lsn(), files: d.u32(), bytes: d.u64()}
+	c := checkpointBegin{id: d.string(), lsn: d.lsn()}
+	for n := d.count(12); n > 0; n-- {
+		c.files = append(c.files, history.File{Name: d.string(), Size: int64(d.u64())})
+	}
 	return c, d.end(frameCheckpointBegin)
 }
 
 func decodeFileBegin(b []byte) (fileBegin, error) {
 	d := decoder{rest: b}
-	f := fileBegin{name: d.string(), size: d.u64()}
+	f := fileBegin{name: d.string(), size: d.u64(), offset: d.u64()}
+	if f.offset > f.size {
+		d.bad = true
+	}
 	return f, d.end(frameFileBegin)
+}
+
+func decodeNotice(b []byte) (notice, error) {
+	d := decoder{rest: b}
+	n := notice{reason: d.string(), position: d.u32()}
+	return n, d.end(frameNotice)
+}
+
+func decodeHave(b []byte) ([]filePart, error) {
+	d := decoder{rest: b}
+	var list []filePart
+	for n := d.count(16); n > 0; n-- {
+		list = append(list, filePart{name: d.string(), size: d.u64(), crc: d.u32()})
+	}
+	return list, d.end(frameHave)
 }
 
 func decodeLacking(b []byte) ([]uint64, error) {
 	d := decoder{rest: b}
-	n := int(d.u32())
-	if n < 0 || n > len(d.rest)/8 {
-		return nil, refuse(refusedFields, "%w: list of %v", errBadFrame, frameLacking)
-	}
-	list := make([]uint64, n)
-	for i := range list {
-		list[i] = d.u64()
+	var list []uint64
+	for n := d.count(8); n > 0; n-- {
+		list = append(list, d.u64())
 	}
 	return list, d.end(frameLacking)
 }

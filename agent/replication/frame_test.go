@@ -113,15 +113,19 @@ func TestPayloads(t *testing.T) {
 	check("heartbeat", hb, hb.encode(), func(b []byte) (any, error) { return decodeHeartbeat(b) })
 	is := inSync{1, 1 << 60}
 	check("in sync", is, is.encode(), func(b []byte) (any, error) { return decodeInSync(b) })
-	cb := checkpointBegin{at(1, 2), 3, 4}
+	cb := checkpointBegin{"id", at(1, 2), []history.File{{Name: "a", Size: 3}, {Name: "b"}}}
 	check("checkpoint", cb, cb.encode(), func(b []byte) (any, error) { return decodeCheckpointBegin(b) })
-	fb := fileBegin{"000012.sst", 1 << 40}
+	hv := []filePart{{"a", 1 << 40, 7}, {"b", 0, 0}}
+	check("have", hv, encodeHave(hv), func(b []byte) (any, error) { return decodeHave(b) })
+	nt := notice{"waiting", 3}
+	check("notice", nt, nt.encode(), func(b []byte) (any, error) { return decodeNotice(b) })
+	fb := fileBegin{"000012.sst", 1 << 40, 1 << 39}
 	check("file", fb, fb.encode(), func(b []byte) (any, error) { return decodeFileBegin(b) })
 	check("lacking", []uint64{1, 1 << 40}, encodeLacking([]uint64{1, 1 << 40}), func(b []byte) (any, error) { return decodeLacking(b) })
 	rf := refusal{"reason", "words"}
 	check("refusal", rf, rf.encode(), func(b []byte) (any, error) { return decodeRefusal(b) })
 	check("position", at(8, 9), appendLSN(nil, at(8, 9)), func(b []byte) (any, error) { return decodeLSN(frameAck, b) })
-	check("string", "text", appendString(nil, "text"), func(b []byte) (any, error) { return decodeString(frameNotice, b) })
+	check("string", "text", appendString(nil, "text"), func(b []byte) (any, error) { return decodeString(frameResume, b) })
 	check("number", uint32(7), binary.BigEndian.AppendUint32(nil, 7), func(b []byte) (any, error) { return decodeU32(frameFileEnd, b) })
 	if _, err := decodeHello([]byte{0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}); !errors.Is(err, errBadFrame) {
 		t.Errorf("a lineage that cannot be: %v", err)
@@ -141,7 +145,7 @@ func TestFrameNames(t *testing.T) {
 
 func FuzzReadFrame(f *testing.F) {
 	f.Add(frames(f, frameHello, hello{lineage: []history.EpochStart{{}}}.encode(), frameStart, start{}.encode()))
-	f.Add(frames(f, frameCheckpointBegin, checkpointBegin{files: 1, bytes: 1}.encode(), frameFileBegin, fileBegin{"x", 1}.encode()))
+	f.Add(frames(f, frameCheckpointBegin, checkpointBegin{files: []history.File{{Name: "x", Size: 1}}}.encode(), frameFileBegin, fileBegin{"x", 1, 0}.encode()))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := bufio.NewReader(bytes.NewReader(data))
 		for {
@@ -157,6 +161,8 @@ func FuzzReadFrame(f *testing.F) {
 			decodeFileBegin(b)
 			decodeRefusal(b)
 			decodeLacking(b)
+			decodeHave(b)
+			decodeNotice(b)
 		}
 	})
 }
@@ -168,9 +174,11 @@ func FuzzFramePayload(f *testing.F) {
 	f.Add(byte(frameStart), start{tier: history.TierWAL, reason: "r", history: "h", interval: 1, timeout: 2}.encode())
 	f.Add(byte(frameHeartbeat), heartbeat{at: 5}.encode())
 	f.Add(byte(frameInSync), inSync{1, 2}.encode())
-	f.Add(byte(frameCheckpointBegin), checkpointBegin{files: 1, bytes: 1}.encode())
-	f.Add(byte(frameFileBegin), fileBegin{"x", 1}.encode())
+	f.Add(byte(frameCheckpointBegin), checkpointBegin{files: []history.File{{Name: "x", Size: 1}}}.encode())
+	f.Add(byte(frameFileBegin), fileBegin{"x", 1, 0}.encode())
 	f.Add(byte(frameError), refusal{"r", "m"}.encode())
+	f.Add(byte(frameHave), encodeHave([]filePart{{"a", 1, 2}}))
+	f.Add(byte(frameLacking), encodeLacking([]uint64{1}))
 	f.Fuzz(func(t *testing.T, kind byte, payload []byte) {
 		ft := frameType(kind)
 		if ft == 0 || ft >= frameEnd {
@@ -209,6 +217,18 @@ func FuzzFramePayload(f *testing.F) {
 		case frameFileBegin:
 			var v fileBegin
 			v, err = decodeFileBegin(b)
+			again = v.encode()
+		case frameHave:
+			var v []filePart
+			v, err = decodeHave(b)
+			again = encodeHave(v)
+		case frameLacking:
+			var v []uint64
+			v, err = decodeLacking(b)
+			again = encodeLacking(v)
+		case frameNotice:
+			var v notice
+			v, err = decodeNotice(b)
 			again = v.encode()
 		case frameError:
 			var v refusal

@@ -8,8 +8,10 @@
 //	replica                         master
 //	HELLO (position, lineage)  ->
 //	                           <-   START (tier, master's position), or ERROR
-//	                           <-   with tier checkpoint: CHECKPOINT_BEGIN,
-//	                                FILE_BEGIN, FILE_DATA..., FILE_END, ..., CHECKPOINT_DONE
+//	RESUME (interrupted copy)  ->   with tier checkpoint
+//	                           <-   CHECKPOINT_BEGIN (the files)
+//	HAVE (what is here)        ->   or ERROR
+//	                           <-   FILE_BEGIN, FILE_DATA..., FILE_END, ..., CHECKPOINT_DONE
 //	ALIVE ...                  ->   while it installs the copy
 //	                           <-   BATCH ...
 //	ACK (position)             ->   what it has applied
@@ -28,6 +30,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"time"
 
 	"github.com/flarekv/flare/agent/replication/history"
@@ -89,6 +92,24 @@ func (r *patientReader) Read(p []byte) (int, error) {
 	return r.conn.Read(p)
 }
 
+// patientWriter writes to a connection as long as the other side takes each write
+// within its patience, even if it gives signs of life meanwhile.
+type patientWriter struct {
+	conn     Conn
+	patience time.Duration
+}
+
+func (w *patientWriter) Write(p []byte) (int, error) {
+	if err := w.conn.SetWriteDeadline(time.Now().Add(w.patience)); err != nil {
+		return 0, err
+	}
+	n, err := w.conn.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = refuse(refusedSlow, "%d of %d bytes were taken within %v: %w", n, len(p), w.patience, err)
+	}
+	return n, err
+}
+
 // Log is what a master needs of its database.
 type Log interface {
 	Position() history.Position
@@ -111,8 +132,14 @@ type Store interface {
 	// far as the database is told to wait for the disk; with no batches it is the
 	// present one, which it may have to make durable.
 	Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error)
-	IncomingDir() (string, error)
+	// Incoming returns the directory for a copy, with what an interrupted one has left
+	// there, and that one's name, "" for none.
+	Incoming() (dir, name string, err error)
+	NameIncoming(name string) error
+	DropIncoming() error
 	Replace(dir string) error
+	// Space returns how many bytes are free, and how many of them must stay so.
+	Space() (free, reserve int64, err error)
 	// KeepFor has the log kept for nodes that lack it from these batches on.
 	KeepFor(lacking []uint64)
 }

@@ -105,12 +105,14 @@ type node struct {
 	src *Source
 	lis net.Listener
 
-	follower *Follower
-	stop     func() // of the follower
-	cut      bool   // refuses connections
-	conns    map[net.Conn]bool
-	haltOnce func()
-	mu       sync.Mutex
+	store      Store // what the follower uses instead of db, if not nil
+	follower   *Follower
+	stop       func() // of the follower
+	cut        bool   // refuses connections
+	sendBuffer int    // of connections, in bytes; 0 for the default
+	conns      map[net.Conn]bool
+	haltOnce   func()
+	mu         sync.Mutex
 }
 
 func newCluster(t *testing.T, keys ...string) *cluster {
@@ -172,6 +174,9 @@ func (n *node) accept(ctx context.Context, conn net.Conn) {
 	n.mu.Lock()
 	cut := n.cut
 	n.conns[conn] = true
+	if n.sendBuffer > 0 {
+		conn.(*net.TCPConn).SetWriteBuffer(n.sendBuffer)
+	}
 	n.mu.Unlock()
 	if cut {
 		conn.Close()
@@ -225,7 +230,11 @@ func (n *node) remap(epoch uint64, slaves ...string) {
 
 func (n *node) follow(master *node) {
 	n.unfollow()
-	n.follower = NewFollower(n.db, FollowerConfig{
+	var store Store = n.db
+	if n.store != nil {
+		store = n.store
+	}
+	n.follower = NewFollower(store, FollowerConfig{
 		Self: n.key, Partition: 0, Master: master.key, Logger: quiet,
 		Dial: func(ctx context.Context) (Conn, error) {
 			var d net.Dialer
@@ -721,7 +730,7 @@ func TestCopyIsLimitedAndOneAtATime(t *testing.T) {
 	b.follow(a)
 	waitFor(t, "copy begins", func() bool { return b.follower.Status().BytesDone > 0 })
 	e.follow(a)
-	waitFor(t, "the second waits", func() bool { return e.follower.Status().Waiting == "waiting_for_other_copy" })
+	waitFor(t, "the second waits", func() bool { return e.follower.Status().Waiting == noticeCopies })
 	if s := b.follower.Status(); s.BytesTotal <= s.BytesDone {
 		t.Errorf("status %+v", s)
 	}

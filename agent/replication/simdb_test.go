@@ -102,6 +102,8 @@ type simDisk struct {
 	log    []simEntry // retained, ascending
 	synced uint64     // index up to which a loss of power takes nothing
 	limbo  *simBatch  // written, but the write was reported as failed
+
+	incoming string // name of the copy being received
 }
 
 func newSimDisk() *simDisk {
@@ -464,13 +466,33 @@ func (db *simDB) Snapshot() (history.Snapshot, error) {
 	}, nil
 }
 
-func (db *simDB) IncomingDir() (string, error) {
-	dir := filepath.Join(db.w.dir, fmt.Sprint("incoming-", db.proc.node))
-	if err := os.RemoveAll(dir); err != nil {
-		return "", err
+// Incoming has what a crash left of a copy.
+func (db *simDB) Incoming() (dir, name string, err error) {
+	dir = filepath.Join(db.w.dir, fmt.Sprint("incoming-", db.proc.node))
+	db.w.mu.Lock()
+	name = db.incoming
+	db.w.mu.Unlock()
+	if name == "" {
+		if err := os.RemoveAll(dir); err != nil {
+			return "", "", err
+		}
 	}
-	return dir, os.Mkdir(dir, 0o755)
+	return dir, name, os.MkdirAll(dir, 0o755)
 }
+
+func (db *simDB) NameIncoming(name string) error {
+	db.w.mu.Lock()
+	defer db.w.mu.Unlock()
+	if err := db.step("name incoming"); err != nil {
+		return err
+	}
+	db.incoming = name
+	return nil
+}
+
+func (db *simDB) DropIncoming() error { return db.NameIncoming("") }
+
+func (db *simDB) Space() (int64, int64, error) { return 1 << 40, 0, nil }
 
 // Replace installs a copy; a crash leaves the old state or the new one.
 func (db *simDB) Replace(dir string) error {
@@ -492,6 +514,7 @@ func (db *simDB) Replace(dir string) error {
 	}
 	from := db.pos.LSN
 	db.simState = db.w.snapshots[id].clone()
+	db.incoming = ""
 	db.log, db.synced, db.limbo = nil, db.pos.LSN.Index, nil
 	db.generation++
 	db.begun = 0

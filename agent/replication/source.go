@@ -43,6 +43,7 @@ type SourceConfig struct {
 
 	CopyBandwidth   func() int64 // bytes per second for checkpoints, 0 for no limit; may be nil
 	StreamBandwidth func() int64 // bytes per second for batches, 0 for no limit; may be nil
+	MaxCopies       func() int   // checkpoints that are sent at a time; nil for one
 
 	// Interval is how often each side tells the other its position when there is
 	// nothing else to tell; never more than a quarter of the timeout, so that a lost
@@ -65,19 +66,22 @@ type Source struct {
 	log Log
 	cfg SourceConfig
 
-	slot chan struct{} // taken while a checkpoint is made and sent
+	copies       turns         // of checkpoints
+	copyPatience time.Duration // see keepCopy
+	stall        time.Duration // see stallTimeout
 
 	shortage atomic.Pointer[Shortage] // stored under mu
 
-	mu      sync.Mutex
-	leader  Leader
-	roster  roster    // of who may come for the log
-	waiters []*waiter // ascending by LSN, waiters[:0] first to be served
-	feeds   map[string]*feed
-	lastID  uint64
-	stop    context.CancelFunc // ends what belongs to the current leadership
-	changed chan struct{}      // nil if nobody waits
-	inSync  []string           // of leader, when changed was last closed for it
+	mu       sync.Mutex
+	leader   Leader
+	roster   roster    // of who may come for the log
+	waiters  []*waiter // ascending by LSN, waiters[:0] first to be served
+	feeds    map[string]*feed
+	outgoing map[string]*outgoing // by replica: checkpoints whose transfer broke off
+	lastID   uint64
+	stop     context.CancelFunc // ends what belongs to the current leadership
+	changed  chan struct{}      // nil if nobody waits
+	inSync   []string           // of leader, when changed was last closed for it
 
 	pool sync.Pool // of *waiter
 }
@@ -98,7 +102,7 @@ func NewSource(log Log, cfg SourceConfig) *Source {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Source{log: log, cfg: cfg, slot: make(chan struct{}, 1), feeds: map[string]*feed{},
+	return &Source{log: log, cfg: cfg, copyPatience: keepCopy, stall: stallTimeout, feeds: map[string]*feed{}, outgoing: map[string]*outgoing{},
 		pool: sync.Pool{New: func() any { return &waiter{done: make(chan error, 1)} }}}
 }
 
@@ -137,11 +141,14 @@ func (s *Source) Lead(epoch uint64, slaves []Member) {
 // StepDown ends the leadership: followers are sent away and waiting writes fail
 // with ErrNotMaster.
 func (s *Source) StepDown() {
+	var unsent []*outgoing
+	defer func() { release(unsent) }()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stop == nil {
 		return
 	}
+	unsent = s.overdueCopies(time.Time{})
 	s.stop()
 	s.stop = nil
 	s.leader.StepDown()
@@ -301,11 +308,14 @@ func (s *Source) watch(ctx context.Context) {
 func (s *Source) tick(ctx context.Context, now time.Time) {
 	timeout := s.timeout()
 	head := s.log.Position().LSN
+	var unsent []*outgoing
+	defer func() { release(unsent) }()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if ctx.Err() != nil {
 		return
 	}
+	unsent = s.overdueCopies(now)
 	s.waiters = slices.DeleteFunc(s.waiters, func(w *waiter) bool {
 		if now.Sub(w.since) >= giveUpFactor*timeout {
 			w.answer(ErrTimeout)
@@ -426,6 +436,7 @@ type feed struct {
 	id     uint64
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // something of the below changed
+	said   chan said     // answers during a copy; nil without one
 
 	// Guarded by Source.mu.
 	grant                 *Grant // to be sent
@@ -450,6 +461,12 @@ func (f *feed) measure(now time.Time, head uint64, inSync bool) {
 	}
 	f.up.applied(now, f.acked.Index, head, f.sent-f.measured)
 	f.measured = f.sent
+}
+
+// said is a frame that a follower sent and the sender waits for.
+type said struct {
+	t       frameType
+	payload []byte
 }
 
 func (f *feed) poke() {
@@ -492,8 +509,8 @@ func (s *Source) Serve(ctx context.Context, conn Conn, req FollowRequest) error 
 	return fmt.Errorf("serve %s: %w", req.Self, err)
 }
 
-func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn Conn, in *patientReader, req FollowRequest, log *slog.Logger) error {
-	r, w := bufio.NewReaderSize(in, 4<<10), bufio.NewWriterSize(conn, 64<<10)
+func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn Conn, in *patientReader, req FollowRequest, log *slog.Logger) (failure error) {
+	r, w := bufio.NewReaderSize(in, 4<<10), bufio.NewWriterSize(&patientWriter{conn, s.stall}, 64<<10)
 	t, payload, err := readFrame(r)
 	if err != nil {
 		return fmt.Errorf("handshake: %w", err)
@@ -554,6 +571,9 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 		return err
 	}
 
+	if tier == history.TierCheckpoint {
+		f.said = make(chan said, 1)
+	}
 	// From here on the follower is read by a goroutine of its own, which ends
 	// everything when it has been silent for too long. That also ends a write
 	// that a follower does not read.
@@ -564,6 +584,7 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 		cancel(s.receive(r, f))
 	}()
 	defer func() { // LIFO: before disconnect
+		cancel(failure)
 		conn.Close()
 		<-reading
 	}()
@@ -677,6 +698,18 @@ func (s *Source) receive(r *bufio.Reader, f *feed) error {
 			f.measure(time.Now(), pos.LSN.Index, m != nil && m.waited() && !m.joining)
 			s.mu.Unlock()
 			f.poke()
+		case frameResume, frameHave:
+			select {
+			case f.said <- said{t, payload}:
+			default:
+				return fmt.Errorf("receive: %w", unexpected(t))
+			}
+		case frameError:
+			r, err := decodeRefusal(payload)
+			if err != nil {
+				return err
+			}
+			return &Error{r.reason, fmt.Errorf("replica refuses: %s", r.message)}
 		default:
 			return fmt.Errorf("receive: %w", unexpected(t))
 		}

@@ -73,19 +73,6 @@ func (db *DB) Snapshot() (history.Snapshot, error) {
 	return history.Snapshot{Checkpoint: c, DropFiles: drop, Release: release}, nil
 }
 
-// IncomingDir returns an empty directory for a copy that is being received. What
-// was in it is removed.
-func (db *DB) IncomingDir() (string, error) {
-	dir := filepath.Join(db.opts.Dir, incomingDir)
-	if err := os.RemoveAll(dir); err != nil {
-		return "", fmt.Errorf("storage: clear incoming directory: %w", err)
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return "", fmt.Errorf("storage: create incoming directory: %w", err)
-	}
-	return dir, nil
-}
-
 // removeLeftovers removes what a process that ended early may have left, unless
 // it is part of an exchange that has to be finished.
 func removeLeftovers(dir string) error {
@@ -96,7 +83,12 @@ func removeLeftovers(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, markerFile)); err == nil {
 		return nil
 	}
+	_, err = os.Stat(filepath.Join(dir, incomingFile))
+	keep := err == nil // an interrupted copy can be gone on with
 	for _, e := range entries {
+		if keep && e.Name() == incomingDir {
+			continue
+		}
 		if name := e.Name(); name == incomingDir || name == emptyDir || name == restoredDir || strings.HasPrefix(name, checkpointPrefix) {
 			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 				return fmt.Errorf("remove leftover: %w", err)

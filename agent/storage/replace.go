@@ -113,6 +113,10 @@ func (db *DB) Replace(dir string) error {
 	if err := db.exchange(incomingDir); err != nil {
 		return fmt.Errorf("storage: replace: %w", err)
 	}
+	// Left behind by a crash it names a copy of which nothing is there.
+	if err := os.Remove(filepath.Join(db.opts.Dir, incomingFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		db.log.Warn("cannot remove what is left of a copy", "dir", db.opts.Dir, "err", err)
+	}
 	return nil
 }
 

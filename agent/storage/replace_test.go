@@ -172,6 +172,9 @@ func TestReplaceCrashPoints(t *testing.T) {
 			db := open(t, Options{Dir: dir})
 			put(t, db, "k", "old")
 			receive(t, master, db)
+			if err := db.NameIncoming("copy"); err != nil {
+				t.Fatal(err)
+			}
 			db.Close()
 			for _, step := range replaceSteps(dir, incomingDir)[:crash] {
 				if err := step(); err != nil {
@@ -188,7 +191,18 @@ func TestReplaceCrashPoints(t *testing.T) {
 				if got := value(t, db, "k"); got != want {
 					t.Errorf("after %d of %d steps: %q, want %q", crash, total, got, want)
 				}
+				if want == "new" {
+					if _, _, err := db.Incoming(); err != nil {
+						t.Error(err)
+					}
+					if err := db.DropIncoming(); err != nil {
+						t.Error(err)
+					}
+				}
 				db.Close()
+			}
+			if crash < 2 {
+				return // the copy is there still
 			}
 			left, err := filepath.Glob(filepath.Join(dir, "*"))
 			if err != nil || len(left) != 2 {
@@ -243,5 +257,61 @@ func TestWipe(t *testing.T) {
 	check()
 	if _, err := db.BeginEpoch(t.Context(), 1, 9); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestIncomingOutlivesTheProcess: under its name, and not without one.
+func TestIncomingOutlivesTheProcess(t *testing.T) {
+	dir := t.TempDir()
+	db := open(t, Options{Dir: dir})
+	reopen := func() (name string, left []string) {
+		t.Helper()
+		db.Close()
+		db = open(t, Options{Dir: dir})
+		in, name, err := db.Incoming()
+		if err != nil || in != filepath.Join(dir, incomingDir) {
+			t.Fatal(in, err)
+		}
+		left, err = filepath.Glob(filepath.Join(in, "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name, left
+	}
+	file := filepath.Join(dir, incomingDir, "000001.sst")
+	write := func() {
+		t.Helper()
+		if err := os.WriteFile(file, []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name, left := reopen(); name != "" || len(left) > 0 {
+		t.Errorf("nothing was received: %q, %v", name, left)
+	}
+	write()
+	if name, left := reopen(); name != "" || len(left) > 0 {
+		t.Errorf("without a name: %q, %v", name, left)
+	}
+	write()
+	if err := db.NameIncoming("one"); err != nil {
+		t.Fatal(err)
+	}
+	if name, left := reopen(); name != "one" || len(left) != 1 {
+		t.Errorf("an interrupted copy: %q, %v", name, left)
+	}
+	if err := db.DropIncoming(); err != nil {
+		t.Fatal(err)
+	}
+	if name, left := reopen(); name != "" || len(left) > 0 {
+		t.Errorf("dropped: %q, %v", name, left)
+	}
+	if err := os.WriteFile(filepath.Join(dir, markerFile), []byte(incomingDir), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.DropIncoming(); err == nil {
+		t.Error("a copy that is about to be the database was dropped")
+	}
+	if err := os.Remove(filepath.Join(dir, markerFile)); err != nil {
+		t.Fatal(err)
 	}
 }

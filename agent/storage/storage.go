@@ -11,6 +11,7 @@
 //	LOCK         held while a process uses the directory
 //	db/          the RocksDB database; db/archive/ its retained logs
 //	incoming/    a copy that is being received
+//	INCOMING     which one that is
 //	restored/    a copy that is being installed while no process serves
 //	checkpoint.* copies that are being sent
 //	REPLACE      present while one database takes another's place
