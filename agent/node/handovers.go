@@ -154,6 +154,7 @@ func (k *handovers) drive(ctx context.Context, h *handover, partition int, sessi
 			action = h.unpaused(time.Now())
 			continue
 		case handoverAsk:
+			s.logger.Info("replicas have everything, asking the index", "to", h.target, "lsn", h.head.String(), "paused", h.waited(time.Now()).String())
 			go func() {
 				relays, cancel := context.WithTimeout(s.ctx, relayChance)
 				s.relays.awaitAll(relays, h.head)
