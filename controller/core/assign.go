@@ -590,7 +590,7 @@ func (w *work) shrink() {
 	for _, n := range s.Durable.Nodes {
 		if s.Members.Known && s.Members.Count > want && leaving(n) && n.Role == topology.Master {
 			s.Blocked = Refusal{ReasonScaleInHandover, fmt.Sprintf(
-				"%s is to be removed and is master of partition %d; this version hands no mastership over: restart that node so that a replica takes its place, or ask for %d replicas again", n.Key(), n.Partition, s.Spec.Replicas+1)}
+				"%s is to be removed and is master of partition %d; have its agent hand the role over (AgentService.Handover), or ask for %d replicas again", n.Key(), n.Partition, s.Spec.Replicas+1)}
 			return
 		}
 	}
