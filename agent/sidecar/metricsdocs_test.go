@@ -30,7 +30,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	described := make(chan *prometheus.Desc, 500)
 	collector{}.Describe(described)
 	close(described)
-	parts := regexp.MustCompile(`^Desc\{fqName: "(\w+)", help: "(.*)", constLabels: \{\}, variableLabels: \{(.*)\}\}$`)
+	parts := regexp.MustCompile(`^Desc\{fqName: "(\w+)", help: "(.*?)"(?:, unit: ".*?")?, constLabels: \{\}, variableLabels: \{(.*)\}\}$`)
 	var rows []string
 	for d := range described {
 		m := parts.FindStringSubmatch(d.String())
