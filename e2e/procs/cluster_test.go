@@ -297,25 +297,26 @@ func TestLeaveCleanly(t *testing.T) {
 	}
 }
 
-// TestConfigRollout changes an option in the FlareCluster file.
+// TestConfigRollout changes options in the FlareCluster file, RocksDB's own among them.
 func TestConfigRollout(t *testing.T) {
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	pids := map[*Node]int{}
 	for _, n := range c.Nodes {
 		pids[n] = n.Flared.PID()
 	}
-	if err := c.WriteSpec("  rocksdb:\n    walTtlSeconds: 777\n    syncWrites: true\n"); err != nil {
+	if err := c.WriteSpec("  rocksdb:\n    walTtlSeconds: 777\n    syncWrites: true\n    options: {write_buffer_size: \"2097152\", max_background_jobs: \"3\"}\n"); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
-		eventually(t, 10*time.Second, "both options applied", func() error {
+		eventually(t, 10*time.Second, "all options applied", func() error {
 			applied := map[string]string{}
 			for _, o := range agentStatus(t, n).Config.GetOptions() {
 				if o.State == agentv1.OptionState_OPTION_STATE_APPLIED {
 					applied[o.Key] = o.Effective
 				}
 			}
-			if applied["rocksdb-wal-ttl-seconds"] != "777" || applied["rocksdb-sync-writes"] != "true" {
+			if applied["rocksdb-wal-ttl-seconds"] != "777" || applied["rocksdb-sync-writes"] != "true" ||
+				applied["rocksdb-option-write_buffer_size"] != "2097152" || applied["rocksdb-option-max_background_jobs"] != "3" {
 				return fmt.Errorf("applied: %v", applied)
 			}
 			return nil
