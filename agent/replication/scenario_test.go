@@ -167,9 +167,7 @@ func (s *script) events() {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	for _, e := range s.w.trace {
-		if e = e[10:]; !strings.Contains(e, " writes ") {
-			fmt.Fprintf(&s.out, "  %s\n", e)
-		}
+		fmt.Fprintf(&s.out, "  %s\n", e[10:])
 	}
 	s.w.trace = nil
 }
