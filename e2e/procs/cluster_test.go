@@ -18,12 +18,18 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
+// binDirVariable names binDir to a test that runs in a process of its own.
+const binDirVariable = "FLARE_TEST_PROGRAMS"
+
 // binDir holds the three programs, built with the race detector: a race in a
 // process ends it with an exit status that fails the test.
 var binDir string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
+		if binDir = os.Getenv(binDirVariable); binDir != "" {
+			return m.Run() // within a test of this package
+		}
 		dir, err := os.MkdirTemp("", "flare-bin-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -34,6 +34,9 @@ type Options struct {
 	Spec string
 	// FlaredArgs are further options of every flared.
 	FlaredArgs []string
+	// DataDirs are the data directories of the first nodes, on other disks for
+	// example; the others have theirs below Dir.
+	DataDirs []string
 }
 
 // Cluster is a running set of processes.
@@ -111,6 +114,9 @@ func (c *Cluster) start() error {
 			return err
 		}
 		n := &Node{Addr: p[0], AgentAddr: p[1], Zone: o.Zones[i%len(o.Zones)], DataDir: filepath.Join(dir, "data")}
+		if i < len(o.DataDirs) {
+			n.DataDir = o.DataDirs[i]
+		}
 		c.Nodes = append(c.Nodes, n)
 		sock := filepath.Join(dir, "flared.sock")
 		host, port, err := net.SplitHostPort(n.Addr)
