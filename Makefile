@@ -63,9 +63,15 @@ tools:
 	@cd .tools && CGO_ENABLED=0 $(GO) build -o $(BIN)/ tool
 
 ##@ Check
-.PHONY: test fuzz lint e2e bench bench-packages
+.PHONY: test test-kill test-simulation fuzz lint e2e bench bench-packages
 test: deps ## All unit and integration tests, with the race detector
 	e2e/test.sh
+
+test-kill: deps ## kill -9 of masters and replicas under load, ROUNDS (200) times; SEED=number repeats a run
+	FLARE_KILL_ROUNDS=$(or $(ROUNDS),200) FLARE_KILL_SEED=$(SEED) $(GO) test ./e2e/procs -run 'TestKillRounds' -count=1 -v -timeout 0
+
+test-simulation: deps ## SEEDS (5000) runs of the replication simulator; SEED=number repeats one with its events
+	FLARE_SIM_SEEDS=$(or $(SEEDS),5000) FLARE_SIM_SEED=$(SEED) $(GO) test ./agent/replication -run TestSimulation -count=1 -v -timeout 0
 
 fuzz: deps ## Every fuzz target, FUZZTIME (30s) each
 	@FUZZTIME=$(FUZZTIME) e2e/fuzz.sh

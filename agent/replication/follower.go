@@ -317,12 +317,7 @@ func (s *session) run() error {
 	s.update(func(*FollowerStatus) { s.up.begin(time.Now(), st.tier, st.reason) })
 	if st.tier == history.TierWAL {
 		s.measure(func(c *catchUp, now time.Time) { c.log(now, pos.LSN.Index, st.lsn.Index) })
-		// What a stream that broke has left behind may not be durable yet.
-		at, err := s.db.Apply(s.ctx)
-		if err != nil {
-			return &Error{"apply_failed", err}
-		}
-		s.setApplied(at)
+		s.setApplied(pos.LSN)
 		// What was left of an interrupted copy is of no use any more.
 		if err := s.db.DropIncoming(); err != nil {
 			s.log.Warn("cannot remove an interrupted copy", "err", err)
@@ -348,6 +343,11 @@ func (s *session) run() error {
 
 // handshake upgrades the connection and tells where this node stands.
 func (s *session) handshake() (start, error) {
+	// The position that is claimed counts as acknowledged, and what a stream that
+	// broke has left behind may not be durable yet.
+	if _, err := s.db.Apply(s.ctx); err != nil {
+		return start{}, &Error{"apply_failed", fmt.Errorf("handshake: %w", err)}
+	}
 	pos := s.db.Position()
 	s.conn.SetWriteDeadline(time.Now().Add(handshakeTimeout))
 	line := AppendRequest(nil, FollowRequest{Self: s.cfg.Self, Partition: s.cfg.Partition, History: pos.History, LSN: pos.LSN})

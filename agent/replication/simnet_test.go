@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -203,7 +204,13 @@ func (c *simConn) Write(b []byte) (int, error) {
 	deadline, first := c.wd, c.lines == 0
 	c.lines++
 	c.mu.Unlock()
-	if !first && c.frames != nil {
+	switch {
+	case c.frames == nil:
+	case first: // the position in the request counts as acknowledged
+		if req, err := ParseRequest(strings.Fields(string(b))[1:]); err == nil {
+			c.w.checkAck(c.frames.proc, req.LSN)
+		}
+	default:
 		c.frames.write(b)
 	}
 	delay := func() time.Duration { return c.w.delay(c.out.rng, c.from, c.to) }
