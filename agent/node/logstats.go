@@ -36,7 +36,10 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 	num("wal_sync_success", counts.wal)
 	num("wal_fallback_to_dump", counts.fallbacks)
 	num("wal_sync_lsn_purged", counts.purged)
-	num("wal_rewinds", 0) // a diverged tail is repaired by a full copy
+	num("wal_rewinds", counts.rewinds)
+	num("wal_rewind_keys", counts.rewoundKeys)
+	num("wal_rewind_bytes", counts.rewoundBytes)
+	num("wal_rewinds_given_up", counts.rewindsGivenUp)
 	num("checkpoint_syncs", counts.checkpoint)
 	num("wal_sync_failures", counts.failed)
 	for _, reason := range replication.RefusalReasons {

@@ -130,6 +130,7 @@ var tiers = map[history.Tier]agentv1.Tier{
 	history.TierWAL:        agentv1.Tier_TIER_WAL,
 	history.TierCheckpoint: agentv1.Tier_TIER_CHECKPOINT,
 	history.TierDump:       agentv1.Tier_TIER_DUMP,
+	history.TierRewind:     agentv1.Tier_TIER_REWIND,
 }
 
 func lsnProto(l topology.LSN) *agentv1.Lsn { return &agentv1.Lsn{Epoch: l.Epoch, Index: l.Index} }
@@ -180,6 +181,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 	st.CatchUpCounts = &agentv1.CatchUpCounts{
 		Wal: counts.wal, Checkpoint: counts.checkpoint, Dump: counts.dump, Failed: counts.failed,
 		Fallback: counts.fallbacks, Purged: counts.purged,
+		Rewind: counts.rewinds, RewoundKeys: counts.rewoundKeys, RewoundBytes: counts.rewoundBytes, RewindsGivenUp: counts.rewindsGivenUp,
 	}
 	st.Log = s.logStatus.get(s.db, time.Now())
 	return st

@@ -138,7 +138,10 @@ func (u *upgraded) Read(p []byte) (int, error) {
 }
 
 // catchUps counts how this node caught up as a replica.
-type catchUps struct{ wal, checkpoint, dump, failed, fallbacks, purged uint64 }
+type catchUps struct {
+	wal, checkpoint, dump, failed, fallbacks, purged   uint64
+	rewinds, rewoundKeys, rewoundBytes, rewindsGivenUp uint64
+}
 
 func (c *catchUps) add(s replication.FollowerStatus) {
 	c.wal += s.WALCatchUps
@@ -147,6 +150,10 @@ func (c *catchUps) add(s replication.FollowerStatus) {
 	c.failed += s.FailedAttempts
 	c.fallbacks += s.Fallbacks
 	c.purged += s.Purged
+	c.rewinds += s.Rewinds
+	c.rewoundKeys += s.RewoundKeys
+	c.rewoundBytes += s.RewoundBytes
+	c.rewindsGivenUp += s.RewindsGivenUp
 }
 
 // A following connection is one to the master that this node follows.

@@ -298,6 +298,7 @@ func (s *session) receiveCopy() error {
 	})
 	s.measure(func(c *catchUp, now time.Time) { c.log(now, pos.LSN.Index, s.status.MasterLSN.Index) })
 	s.countUnusable(0)
+	s.allowRewind()
 	s.setApplied(pos.LSN)
 	return nil
 }

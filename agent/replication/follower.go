@@ -42,6 +42,8 @@ type FollowerConfig struct {
 	// FullAfter is after how many streams in a row that could not be applied a full
 	// copy is asked for, 0 for never; may be nil.
 	FullAfter func() int
+	// RewindLimits bound what is undone key by key; zero for the defaults.
+	RewindLimits history.RewindLimits
 	// Copier copies a master that cannot stream its log; nil if this node cannot.
 	Copier Copier
 	// GiveUp is told of every attempt that failed: the how manieth it is since one
@@ -74,7 +76,8 @@ type Follower struct {
 	mu       sync.Mutex
 	status   FollowerStatus
 	up       catchUp
-	unusable int // streams in a row that could not be applied
+	unusable int    // streams in a row that could not be applied
+	noRewind string // why a copy is to take the place of a rewind, "" if it is not
 
 	// Of Run: what is known of the files of a copy that was interrupted, nil if nothing
 	// is, and the id of one that was refused.
@@ -114,6 +117,10 @@ type FollowerStatus struct {
 	CopiedBytes    uint64 // of Checkpoints
 	ResumedBytes   uint64 // of Checkpoints, that an interrupted copy had brought already
 	Dumps          uint64
+	Rewinds        uint64
+	RewoundKeys    uint64 // of Rewinds, read from the master
+	RewoundBytes   uint64 // of their values
+	RewindsGivenUp uint64 // for a full copy
 	FailedAttempts uint64
 	Fallbacks      uint64 // full copies that were begun although there was data
 	Purged         uint64 // of Fallbacks, because the master's log did not go back far enough
@@ -301,12 +308,15 @@ func (s *session) run() error {
 		s.cfg.Copier.End()
 	}
 	pos := s.db.Position()
+	if refused := s.refusedRewind(); refused != "" && st.reason == history.Diverged.String() {
+		st.reason = refused // which is the better answer to why
+	}
 	s.update(func(fs *FollowerStatus) {
 		fs.Connected, fs.Tier, fs.Reason, fs.MasterLSN, fs.ErrorReason, fs.Error = true, st.tier, st.reason, st.lsn, "", ""
 		switch {
 		case st.tier == history.TierWAL:
 			fs.WALCatchUps++
-		case !pos.Empty():
+		case st.tier == history.TierCheckpoint && !pos.Empty():
 			fs.Fallbacks++
 			if st.reason == "purged" {
 				fs.Purged++
@@ -328,7 +338,12 @@ func (s *session) run() error {
 			s.cancel(err)
 		}
 	})
-	if st.tier == history.TierCheckpoint {
+	switch st.tier {
+	case history.TierRewind:
+		if err := s.rewind(st); err != nil {
+			return err
+		}
+	case history.TierCheckpoint:
 		if !pos.Empty() {
 			s.log.Warn("data of this node are replaced by a copy of the master's",
 				"reason", st.reason, "lsn", pos.LSN, "history", pos.History, "partition", pos.Partition,
@@ -376,7 +391,8 @@ func (s *session) handshake() (start, error) {
 	if s.wantsFull() && want == history.TierNone {
 		want = history.TierCheckpoint
 	}
-	if err := writeFrame(w, frameHello, hello{int32(pos.Partition), want, pos.Lineage}.encode()); err != nil {
+	h := hello{int32(pos.Partition), want, s.refusedRewind() == "", pos.Lineage, pos.Restored}
+	if err := writeFrame(w, frameHello, h.encode()); err != nil {
 		return start{}, fmt.Errorf("handshake: %w", err)
 	}
 	if err := w.Flush(); err != nil {
@@ -397,7 +413,7 @@ func (s *session) handshake() (start, error) {
 			if !pos.Empty() && st.history != pos.History {
 				return start{}, refuse(refusedHistory, "handshake: log of history %s is to follow %v of %s", st.history, pos.LSN, pos.History)
 			}
-		case st.tier != history.TierCheckpoint:
+		case st.tier != history.TierCheckpoint && st.tier != history.TierRewind:
 			return start{}, refuse(refusedFields, "handshake: %w: unknown tier %d", errBadFrame, st.tier)
 		}
 		return st, nil

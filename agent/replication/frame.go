@@ -37,12 +37,14 @@ const (
 	frameLacking                              // indexes, ascending: who may come for the log lacks it from there on
 	frameResume                               // string: the checkpoint whose copy was interrupted, "" for none
 	frameHave                                 // parts of the announced files that are there
+	frameKeys                                 // keys
+	frameValues                               // values
 	frameEnd
 )
 
 var frameNames = [frameEnd]string{"", "HELLO", "START", "BATCH", "HEARTBEAT", "ACK", "ALIVE", "IN_SYNC",
 	"CHECKPOINT_BEGIN", "FILE_BEGIN", "FILE_DATA", "FILE_END", "CHECKPOINT_DONE", "NOTICE", "ERROR", "LACKING",
-	"RESUME", "HAVE"}
+	"RESUME", "HAVE", "KEYS", "VALUES"}
 
 func (t frameType) String() string {
 	if t == 0 || t >= frameEnd {
@@ -62,9 +64,9 @@ const (
 // maxPayload bounds the payload of a frame, before any of it is read.
 func maxPayload(t frameType) int {
 	switch t {
-	case frameBatch:
+	case frameBatch, frameValues:
 		return maxFrame
-	case frameHello, frameLacking, frameFileData:
+	case frameHello, frameLacking, frameFileData, frameKeys:
 		return 1 << 20
 	case frameCheckpointBegin, frameHave:
 		return 64 << 20
@@ -149,11 +151,20 @@ func buffered(r *bufio.Reader, t frameType) bool {
 type hello struct {
 	partition int32        // whose data it holds, -1 for unknown
 	want      history.Tier // that it insists on, TierNone for none
+	rewind    bool         // it can undo a tail of its own
 	lineage   []history.EpochStart
+	restored  topology.LSN // history.Position.Restored; on the wire only if it is not zero
 }
 
 // wanted are the tiers that a replica may insist on, by their number in HELLO.
 var wanted = [...]history.Tier{history.TierNone, history.TierCheckpoint, history.TierWAL}
+
+// Bits of HELLO's byte above the number of the wanted tier.
+const (
+	helloWanted   = 1<<4 - 1
+	helloRewind   = 1 << 4
+	helloRestored = 1 << 5
+)
 
 // start is the master's answer.
 type start struct {
@@ -161,8 +172,9 @@ type start struct {
 	reason   string
 	lsn      topology.LSN // master's
 	history  string
-	interval uint32 // milliseconds between signs of life
-	timeout  uint32 // milliseconds of silence that end the connection
+	interval uint32       // milliseconds between signs of life
+	timeout  uint32       // milliseconds of silence that end the connection
+	fork     topology.LSN // last position that stays; on the wire only with TierRewind
 }
 
 type heartbeat struct {
@@ -201,10 +213,20 @@ func appendLSN(dst []byte, l topology.LSN) []byte {
 
 func (h hello) encode() []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(h.partition))
-	b = append(b, byte(max(slices.Index(wanted[:], h.want), 0)))
+	bits := byte(max(slices.Index(wanted[:], h.want), 0))
+	if h.rewind {
+		bits |= helloRewind
+	}
+	if !h.restored.IsZero() {
+		bits |= helloRestored
+	}
+	b = append(b, bits)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(h.lineage)))
 	for _, s := range h.lineage {
 		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, s.Epoch), s.Index)
+	}
+	if !h.restored.IsZero() {
+		b = appendLSN(b, h.restored)
 	}
 	return b
 }
@@ -215,7 +237,11 @@ func (s start) encode() []byte {
 	b = appendLSN(b, s.lsn)
 	b = appendString(b, s.history)
 	b = binary.BigEndian.AppendUint32(b, s.interval)
-	return binary.BigEndian.AppendUint32(b, s.timeout)
+	b = binary.BigEndian.AppendUint32(b, s.timeout)
+	if s.tier == history.TierRewind {
+		b = appendLSN(b, s.fork)
+	}
+	return b
 }
 
 func (h heartbeat) encode() []byte {
@@ -323,11 +349,12 @@ func (d *decoder) end(t frameType) error {
 func decodeHello(b []byte) (hello, error) {
 	d := decoder{rest: b}
 	h := hello{partition: int32(d.u32())}
-	want := d.u8()
+	bits := d.u8()
+	want := bits & helloWanted
 	if int(want) >= len(wanted) {
 		return hello{}, refuse(refusedFields, "%w: %v wants tier number %d", errBadFrame, frameHello, want)
 	}
-	h.want = wanted[want]
+	h.want, h.rewind = wanted[want], bits&helloRewind != 0
 	n := int(d.u32())
 	if n < 0 || n > len(d.rest)/16 {
 		return hello{}, refuse(refusedFields, "%w: lineage of %v", errBadFrame, frameHello)
@@ -335,12 +362,21 @@ func decodeHello(b []byte) (hello, error) {
 	for range n {
 		h.lineage = append(h.lineage, history.EpochStart{Epoch: d.u64(), Index: d.u64()})
 	}
+	if bits&helloRestored != 0 {
+		h.restored = d.lsn()
+	}
+	if bits&^(helloWanted|helloRewind|helloRestored) != 0 || (bits&helloRestored != 0) == h.restored.IsZero() {
+		d.bad = true
+	}
 	return h, d.end(frameHello)
 }
 
 func decodeStart(b []byte) (start, error) {
 	d := decoder{rest: b}
 	s := start{tier: history.Tier(d.u8()), reason: d.string(), lsn: d.lsn(), history: d.string(), interval: d.u32(), timeout: d.u32()}
+	if s.tier == history.TierRewind {
+		s.fork = d.lsn()
+	}
 	return s, d.end(frameStart)
 }
 

@@ -104,11 +104,26 @@ func TestPayloads(t *testing.T) {
 			t.Errorf("%s with more: %v", name, err)
 		}
 	}
-	for _, v := range []hello{{partition: -1}, {partition: 7, want: history.TierCheckpoint, lineage: []history.EpochStart{{Epoch: 1, Index: 2}, {Epoch: 3, Index: 4}}}} {
+	for _, v := range []hello{
+		{partition: -1},
+		{partition: 7, want: history.TierCheckpoint, lineage: []history.EpochStart{{Epoch: 1, Index: 2}, {Epoch: 3, Index: 4}}},
+		{partition: 7, rewind: true, lineage: []history.EpochStart{{Epoch: 1, Index: 2}}},
+		{want: history.TierWAL, rewind: true, restored: at(3, 4)},
+	} {
 		check("hello", v, v.encode(), func(b []byte) (any, error) { return decodeHello(b) })
 	}
-	st := start{history.TierCheckpoint, "purged", at(1, 2), "abc", 500, 2000}
-	check("start", st, st.encode(), func(b []byte) (any, error) { return decodeStart(b) })
+	for _, st := range []start{
+		{tier: history.TierCheckpoint, reason: "purged", lsn: at(1, 2), history: "abc", interval: 500, timeout: 2000},
+		{history.TierRewind, "diverged_tail", at(1, 2), "abc", 500, 2000, at(3, 4)},
+	} {
+		check("start", st, st.encode(), func(b []byte) (any, error) { return decodeStart(b) })
+	}
+	for _, k := range []keys{{}, {last: true}, {true, []history.Key{{Family: 2, Key: "k"}, {}}}} {
+		check("keys", k, k.encode(), func(b []byte) (any, error) { return decodeKeys(b) })
+	}
+	for _, v := range []values{{at: at(1, 2)}, {at(1, 2), []history.Value{{}, {Found: true, Data: []byte("v")}, {Found: true, Data: []byte{}}}}} {
+		check("values", v, v.encode(), func(b []byte) (any, error) { return decodeValues(b) })
+	}
 	hb := heartbeat{at(3, 4), -5}
 	check("heartbeat", hb, hb.encode(), func(b []byte) (any, error) { return decodeHeartbeat(b) })
 	is := inSync{1, 1 << 60}
@@ -127,8 +142,23 @@ func TestPayloads(t *testing.T) {
 	check("position", at(8, 9), appendLSN(nil, at(8, 9)), func(b []byte) (any, error) { return decodeLSN(frameAck, b) })
 	check("string", "text", appendString(nil, "text"), func(b []byte) (any, error) { return decodeString(frameResume, b) })
 	check("number", uint32(7), binary.BigEndian.AppendUint32(nil, 7), func(b []byte) (any, error) { return decodeU32(frameFileEnd, b) })
-	if _, err := decodeHello([]byte{0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}); !errors.Is(err, errBadFrame) {
-		t.Errorf("a lineage that cannot be: %v", err)
+	for name, b := range map[string][]byte{
+		"a lineage that cannot be":   {0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff},
+		"a bit that nobody knows":    {0, 0, 0, 0, 64, 0, 0, 0, 0},
+		"restored as of no position": append([]byte{0, 0, 0, 0, helloRestored, 0, 0, 0, 0}, make([]byte, 16)...),
+	} {
+		if _, err := decodeHello(b); !errors.Is(err, errBadFrame) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := decodeKeys([]byte{2, 0, 0, 0, 0}); !errors.Is(err, errBadFrame) {
+		t.Errorf("neither last nor not: %v", err)
+	}
+	if _, err := decodeKeys([]byte{0, 0xff, 0xff, 0xff, 0xff}); !errors.Is(err, errBadFrame) {
+		t.Errorf("more keys than can be: %v", err)
+	}
+	if _, err := decodeValues(append(appendLSN(nil, at(1, 2)), 0, 0, 0, 1, 7)); !errors.Is(err, errBadFrame) {
+		t.Errorf("neither found nor not: %v", err)
 	}
 }
 
@@ -146,6 +176,7 @@ func TestFrameNames(t *testing.T) {
 func FuzzReadFrame(f *testing.F) {
 	f.Add(frames(f, frameHello, hello{lineage: []history.EpochStart{{}}}.encode(), frameStart, start{}.encode()))
 	f.Add(frames(f, frameCheckpointBegin, checkpointBegin{files: []history.File{{Name: "x", Size: 1}}}.encode(), frameFileBegin, fileBegin{"x", 1, 0}.encode()))
+	f.Add(frames(f, frameKeys, keys{true, []history.Key{{Key: "k"}}}.encode(), frameValues, values{at(1, 2), []history.Value{{Found: true, Data: []byte("v")}}}.encode()))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := bufio.NewReader(bytes.NewReader(data))
 		for {
@@ -163,6 +194,8 @@ func FuzzReadFrame(f *testing.F) {
 			decodeLacking(b)
 			decodeHave(b)
 			decodeNotice(b)
+			decodeKeys(b)
+			decodeValues(b)
 		}
 	})
 }
@@ -179,6 +212,10 @@ func FuzzFramePayload(f *testing.F) {
 	f.Add(byte(frameError), refusal{"r", "m"}.encode())
 	f.Add(byte(frameHave), encodeHave([]filePart{{"a", 1, 2}}))
 	f.Add(byte(frameLacking), encodeLacking([]uint64{1}))
+	f.Add(byte(frameHello), hello{rewind: true, restored: at(1, 2)}.encode())
+	f.Add(byte(frameStart), start{tier: history.TierRewind, fork: at(1, 2)}.encode())
+	f.Add(byte(frameKeys), keys{last: true, keys: []history.Key{{Family: 2, Key: "k"}, {Key: "l"}}}.encode())
+	f.Add(byte(frameValues), values{at(1, 2), []history.Value{{}, {Found: true, Data: []byte("v")}}}.encode())
 	f.Fuzz(func(t *testing.T, kind byte, payload []byte) {
 		ft := frameType(kind)
 		if ft == 0 || ft >= frameEnd {
@@ -233,6 +270,14 @@ func FuzzFramePayload(f *testing.F) {
 		case frameError:
 			var v refusal
 			v, err = decodeRefusal(b)
+			again = v.encode()
+		case frameKeys:
+			var v keys
+			v, err = decodeKeys(b)
+			again = v.encode()
+		case frameValues:
+			var v values
+			v, err = decodeValues(b)
 			again = v.encode()
 		default:
 			return

@@ -13,6 +13,8 @@
 //	HAVE (what is here)        ->   or ERROR
 //	                           <-   FILE_BEGIN, FILE_DATA..., FILE_END, ..., CHECKPOINT_DONE
 //	ALIVE ...                  ->   while it installs the copy
+//	KEYS                       ->   with tier rewind, in turn until all
+//	                           <-   VALUES...  keys of the diverged tail are told
 //	                           <-   BATCH ...
 //	ACK (position)             ->   what it has applied
 //	                           <-   IN_SYNC (epoch, session)
@@ -123,6 +125,9 @@ type Log interface {
 	LogBytes(index uint64) (uint64, error)
 	// KeepFor has the log kept for nodes that lack it from these batches on.
 	KeepFor(lacking []uint64)
+	// Values returns what the first of the keys have, at least one and no more than
+	// make up limit bytes, and a position that none of it is newer than.
+	Values(keys []history.Key, limit int) ([]history.Value, topology.LSN, error)
 }
 
 // Store is what a replica needs of its database.
@@ -142,4 +147,8 @@ type Store interface {
 	Space() (free, reserve int64, err error)
 	// KeepFor has the log kept for nodes that lack it from these batches on.
 	KeepFor(lacking []uint64)
+	// Diverged reads what the log changed behind a fork.
+	Diverged(ctx context.Context, fork topology.LSN, limits history.RewindLimits) (history.Divergence, error)
+	// Rewind undoes that, all at once, with values none of which is newer than restored.
+	Rewind(ctx context.Context, d history.Divergence, values []history.Value, restored topology.LSN) error
 }

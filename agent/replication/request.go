@@ -64,7 +64,11 @@ func ParseRequest(args []string) (FollowRequest, error) {
 	return r, nil
 }
 
-// peer returns the replica's position as far as the line and HELLO tell it.
-func (r FollowRequest) peer(h hello) history.Position {
-	return history.Position{LSN: r.LSN, History: r.History, Partition: int(h.partition), Lineage: h.lineage}
+// peer returns what the line and HELLO tell of the replica.
+func (r FollowRequest) peer(h hello) history.Peer {
+	return history.Peer{
+		Position: history.Position{LSN: r.LSN, History: r.History, Partition: int(h.partition), Lineage: h.lineage, Restored: h.restored},
+		Full:     h.want == history.TierCheckpoint,
+		Rewind:   h.rewind,
+	}
 }

@@ -213,6 +213,9 @@ func (s *script) state() {
 			if st.Checkpoints > 0 {
 				fmt.Fprintf(&s.out, ", %d copies", st.Checkpoints)
 			}
+			if st.Rewinds > 0 {
+				fmt.Fprintf(&s.out, ", %d rewinds of %d keys", st.Rewinds, st.RewoundKeys)
+			}
 		}
 		if inSync {
 			s.out.WriteString(", in sync")

@@ -30,7 +30,8 @@ import (
 //
 //   - a node's data is what the master that wrote the batch had at that position,
 //     and no position was given out twice;
-//   - a node gives up batches it has only for a full copy that the follower counts;
+//   - a node gives up batches it has only by a full copy or a rewind that the follower counts;
+//   - nobody is in sync, or master, in the midst of a rewind;
 //   - a replica acknowledges nothing that a crash could take from it;
 //   - whoever may be promoted has every write that a client was told of.
 //
@@ -83,8 +84,8 @@ type born struct {
 }
 
 type simCounts struct {
-	acked, promotions, crashes, powerLosses, lostBatches, diskErrors, netFaults, replaced, back, acks int
-	wal, checkpoints, fallbacks, purged, failed                                                       uint64
+	acked, promotions, crashes, powerLosses, lostBatches, diskErrors, netFaults, replaced, rewound, back, acks int
+	wal, checkpoints, fallbacks, purged, failed                                                                uint64
 }
 
 // simIndexNode stands for the index in world.parted.
@@ -226,7 +227,7 @@ func (w *world) point(p *simProc, what string) error {
 	n := w.nodes[p.node]
 	odds := 1500
 	switch what {
-	case "replace", "replaced", "snapshot":
+	case "replace", "replaced", "snapshot", "rewind", "rewound":
 		odds = 12
 	case "committed", "applied":
 		odds = 3000
@@ -295,7 +296,7 @@ func (w *world) checkState(p *simProc) {
 		w.failf("n%d is at %v, which nobody has written", p.node, lsn)
 	case truth.before != before:
 		w.failf("n%d has %v behind %v, its master had it behind %v", p.node, lsn, before, truth.before)
-	case truth.digest != d.digest:
+	case truth.digest != d.digest && d.pos.Restored.IsZero():
 		w.failf("n%d at %v has other data than its master had", p.node, lsn)
 	case uint64(len(d.path)) != lsn.Index || d.pos.LSN != lsn:
 		w.failf("n%d at %v has %d batches behind it", p.node, lsn, len(d.path))
@@ -333,7 +334,8 @@ func (p *simProc) counted() uint64 {
 	if f == nil {
 		return 0
 	}
-	return f.Status().Fallbacks
+	s := f.Status()
+	return s.Fallbacks + s.Rewinds
 }
 
 // wentBack is told of a node that had the batch from and may have given it up.
@@ -527,6 +529,9 @@ func (w *world) inSync(p *simProc) func(context.Context, uint64, uint64) error {
 			if epoch != x.epoch || i == x.master || session <= x.floor[i] {
 				w.event("index refuses that n%d is in sync by %d/%d", i, epoch, session)
 				return fmt.Errorf("%w: %d/%d", ErrRefused, epoch, session)
+			}
+			if at := w.nodes[i].disk.pos; !at.Restored.IsZero() {
+				w.failf("n%d is in sync at %v in the midst of a rewind to %v", i, at.LSN, at.Restored)
 			}
 			if !x.active[i] {
 				w.event("n%d is in sync by %d/%d", i, epoch, session)
@@ -1063,6 +1068,7 @@ func (c *simCounts) add(o simCounts) {
 	c.diskErrors += o.diskErrors
 	c.netFaults += o.netFaults
 	c.replaced += o.replaced
+	c.rewound += o.rewound
 	c.back += o.back
 	c.acks += o.acks
 	c.wal += o.wal
@@ -1111,7 +1117,7 @@ func TestSimulation(t *testing.T) {
 		"acknowledged writes": all.acked / int(seeds), "promotions": all.promotions, "crashes": all.crashes, "losses of power": all.powerLosses,
 		"disk errors": all.diskErrors, "broken connections": all.netFaults,
 		"acknowledgements": all.acks, "positions that went back": all.back,
-		"ways by the log": int(all.wal), "full copies": int(all.checkpoints), "purged logs": int(all.purged),
+		"ways by the log": int(all.wal), "rewinds": all.rewound, "full copies": int(all.checkpoints), "purged logs": int(all.purged),
 	} {
 		if n == 0 && !t.Failed() {
 			t.Errorf("no %s: the simulation does not reach what it is for", what)

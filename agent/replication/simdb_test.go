@@ -80,6 +80,7 @@ func (s *simState) set(key, value string) {
 func (s *simState) apply(b simBatch) {
 	s.pos.LSN = b.lsn
 	s.path = append(s.path, b.lsn)
+	defer func() { s.pos = s.pos.Settled() }()
 	if b.history != "" {
 		s.pos.Lineage = s.pos.StartEpoch(history.EpochStart{Epoch: b.lsn.Epoch, Index: b.lsn.Index})
 		s.pos.History, s.pos.Partition = b.history, 0
@@ -269,6 +270,9 @@ func (db *simDB) beginEpoch(epoch uint64) error {
 	_, err := db.commit(true, func() (simBatch, error) {
 		if epoch <= db.pos.LSN.Epoch {
 			return simBatch{}, storage.ErrStaleEpoch
+		}
+		if !db.pos.Restored.IsZero() {
+			db.w.failf("n%d becomes master at %v in the midst of a rewind to %v", db.proc.node, db.pos.LSN, db.pos.Restored)
 		}
 		db.begun = epoch
 		h := db.pos.History
@@ -523,6 +527,86 @@ func (db *simDB) Replace(dir string) error {
 	db.w.wentBack(db.proc, from, counted)
 	db.w.checkState(db.proc)
 	return db.step("replaced")
+}
+
+// Values reads first and then asks where the log is, with time in between.
+func (db *simDB) Values(keys []history.Key, limit int) ([]history.Value, topology.LSN, error) {
+	db.w.mu.Lock()
+	if err := db.step("values"); err != nil {
+		db.w.mu.Unlock()
+		return nil, topology.LSN{}, err
+	}
+	var values []history.Value
+	for size := 0; len(values) < len(keys) && (size < limit || size == 0); {
+		k := keys[len(values)]
+		v, ok := db.data[k.Key]
+		values = append(values, history.Value{Found: ok, Data: []byte(v)})
+		size += len(k.Key) + len(v)
+	}
+	db.w.mu.Unlock()
+	db.pause()
+	defer db.lock()()
+	db.w.mu.Lock()
+	defer db.w.mu.Unlock()
+	if db.proc.dead {
+		return nil, topology.LSN{}, errProcDead
+	}
+	return values, db.pos.LSN, nil
+}
+
+func (db *simDB) Diverged(_ context.Context, fork topology.LSN, limits history.RewindLimits) (history.Divergence, error) {
+	db.pause()
+	db.w.mu.Lock()
+	defer db.w.mu.Unlock()
+	if err := db.step("diverged"); err != nil {
+		return history.Divergence{}, err
+	}
+	d := history.Divergence{Fork: fork, End: db.pos.LSN, Batches: db.pos.LSN.Index - fork.Index}
+	if fork.Index+1 < db.first() {
+		return d, history.ErrPurged
+	}
+	seen := map[string]bool{}
+	for _, e := range db.log {
+		if e.lsn.Index > fork.Index && e.history == "" && !seen[e.key] {
+			seen[e.key] = true
+			d.Keys = append(d.Keys, history.Key{Key: e.key})
+		}
+	}
+	if len(d.Keys) > limits.Keys {
+		return d, history.ErrTooLarge
+	}
+	return d, nil
+}
+
+// Rewind goes back in one step; a crash leaves all or nothing of it.
+func (db *simDB) Rewind(_ context.Context, d history.Divergence, values []history.Value, restored topology.LSN) error {
+	defer db.lock()()
+	db.pause()
+	counted := db.proc.counted()
+	db.w.mu.Lock()
+	defer db.w.mu.Unlock()
+	if err := db.step("rewind"); err != nil {
+		return err
+	}
+	if db.pos.LSN != d.End {
+		return history.ErrMoved
+	}
+	db.pos = db.pos.Rewound(d.Fork, restored)
+	db.path = db.path[:d.Fork.Index]
+	for len(db.log) > 0 && db.log[len(db.log)-1].lsn.Index > d.Fork.Index {
+		db.log = db.log[:len(db.log)-1]
+	}
+	for i, k := range d.Keys {
+		db.set(k.Key, string(values[i].Data))
+	}
+	db.synced, db.limbo = d.Fork.Index, nil
+	db.generation++
+	db.begun = 0
+	db.show()
+	db.w.counts.rewound++
+	db.w.wentBack(db.proc, d.End, counted+1) // it is counted when this returns
+	db.w.checkState(db.proc)
+	return db.step("rewound")
 }
 
 // purge drops the log before an index, as far as nobody holds it and a loss of

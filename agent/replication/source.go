@@ -436,7 +436,7 @@ type feed struct {
 	id     uint64
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // something of the below changed
-	said   chan said     // answers during a copy; nil without one
+	said   chan said     // answers during a copy or a rewind; nil without one
 
 	// Guarded by Source.mu.
 	grant                 *Grant // to be sent
@@ -538,16 +538,20 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 	if err != nil {
 		return err
 	}
-	tier, reason := history.Choose(pos, oldest, peer, h.want == history.TierCheckpoint)
+	choice := history.Choose(pos, oldest, peer)
+	tier, reason, from := choice.Tier, choice.Reason, peer.LSN
 	if tier == history.TierNone && reason == refusedFuture {
 		return refuse(reason, "replica is at %v, this node at %v, and nobody else writes this epoch", peer.LSN, pos.LSN)
 	}
 	if tier == history.TierNone {
 		return &Error{reason, fmt.Errorf("replica is at %v, this node at %v: a newer master must exist", peer.LSN, pos.LSN)}
 	}
+	if tier == history.TierRewind {
+		from = choice.Fork
+	}
 	var tail history.Tail
-	if tier == history.TierWAL {
-		tail, err = s.log.Tail(peer.LSN)
+	if tier != history.TierCheckpoint {
+		tail, err = s.log.Tail(from)
 		switch {
 		case errors.Is(err, history.ErrPurged):
 			tier, reason = history.TierCheckpoint, "purged"
@@ -564,14 +568,15 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 	s.setTier(f, tier, reason)
 
 	interval, timeout := s.interval(), s.timeout()
-	if err := writeFrame(w, frameStart, start{tier, reason, pos.LSN, pos.History, uint32(interval.Milliseconds()), uint32(timeout.Milliseconds())}.encode()); err != nil {
+	st := start{tier, reason, pos.LSN, pos.History, uint32(interval.Milliseconds()), uint32(timeout.Milliseconds()), choice.Fork}
+	if err := writeFrame(w, frameStart, st.encode()); err != nil {
 		return err
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 
-	if tier == history.TierCheckpoint {
+	if tier != history.TierWAL {
 		f.said = make(chan said, 1)
 	}
 	// From here on the follower is read by a goroutine of its own, which ends
@@ -589,10 +594,14 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 		<-reading
 	}()
 
-	from := peer.LSN
 	sender := &sender{s: s, key: f.key, ctx: ctx, w: w, patience: timeout}
 	release := func() {}
-	if tier == history.TierCheckpoint {
+	switch tier {
+	case history.TierRewind:
+		if err := sender.rewind(f, log); err != nil {
+			return fmt.Errorf("rewind: %w", err)
+		}
+	case history.TierCheckpoint:
 		snap, err := sender.copy(f, log)
 		if err != nil {
 			return fmt.Errorf("checkpoint: %w", err)
@@ -645,15 +654,15 @@ func (s *Source) setTier(f *feed, tier history.Tier, reason string) {
 	s.notify()
 }
 
-// streams tells the leader that the follower receives the log. After a copy it
-// has nothing until it says so.
+// streams tells the leader that the follower receives the log. After a copy or a
+// rewind it has nothing until it says so.
 func (s *Source) streams(f *feed, tier history.Tier, from topology.LSN) {
 	snapshot := from
 	head := s.log.Position().LSN
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.roster.at(f.key, snapshot.Index)
-	if tier == history.TierCheckpoint {
+	if tier != history.TierWAL {
 		from = topology.LSN{}
 	}
 	s.leader.Committed(head)
@@ -698,7 +707,7 @@ func (s *Source) receive(r *bufio.Reader, f *feed) error {
 			f.measure(time.Now(), pos.LSN.Index, m != nil && m.waited() && !m.joining)
 			s.mu.Unlock()
 			f.poke()
-		case frameResume, frameHave:
+		case frameResume, frameHave, frameKeys:
 			select {
 			case f.said <- said{t, payload}:
 			default:

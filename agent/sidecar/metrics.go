@@ -184,6 +184,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(tiersDesc, n.GetCatchUpCounts().GetWal(), "wal")
 	counter(tiersDesc, n.GetCatchUpCounts().GetCheckpoint(), "checkpoint")
 	counter(tiersDesc, n.GetCatchUpCounts().GetDump(), "dump")
+	counter(tiersDesc, n.GetCatchUpCounts().GetRewind(), "rewind")
 	counter(tiersDesc, n.GetCatchUpCounts().GetFailed(), "failed")
 }
 

@@ -14,7 +14,7 @@ import (
 // strings. Sequence numbers are assigned by whoever writes the batch and mean
 // nothing elsewhere, which is why they are zero in everything that leaves here.
 //
-// Every batch of ours begins with the record that moves meta's "lsn", so
+// Every batch of the log begins with the record that moves meta's "lsn", so
 // the position of a batch is found at a fixed offset.
 
 // Record tags, as far as they are used here.
@@ -33,6 +33,10 @@ const (
 // expiry time. It is for whoever reads the log; the database ignores log data.
 const touchMark = "touch"
 
+// rewindMark is the log data at the beginning of a batch that moves the log back
+// instead of continuing it, see rewind.go.
+const rewindMark = "rewind"
+
 // Column families in creation order, which fixes their ids: a batch written by
 // one node must mean the same on every other.
 const (
@@ -50,6 +54,7 @@ const (
 	metaPartition = "partition"
 	metaHistory   = "history"
 	metaLineage   = "lineage/" // + epoch, 8 bytes big endian
+	metaRestored  = "restored" // of the last rewind; void once the log has reached it
 )
 
 const (
@@ -66,12 +71,23 @@ type batchBuilder struct {
 
 // start begins a batch, keeping the memory of the former one.
 func (b *batchBuilder) start(lsn topology.LSN) {
-	b.data = append(b.data[:0], make([]byte, batchHeaderSize)...)
-	b.count = 0
+	b.reset()
 	var v [16]byte
 	binary.BigEndian.PutUint64(v[:8], lsn.Epoch)
 	binary.BigEndian.PutUint64(v[8:], lsn.Index)
 	b.put(cfMeta, metaLSN, v[:])
+}
+
+// startMarked begins a batch that is none of the log.
+func (b *batchBuilder) startMarked(mark string) {
+	b.reset()
+	b.data = append(b.data, tagLogData)
+	b.data = appendBytes(b.data, mark)
+}
+
+func (b *batchBuilder) reset() {
+	b.data = append(b.data[:0], make([]byte, batchHeaderSize)...)
+	b.count = 0
 }
 
 func (b *batchBuilder) put(cf byte, key string, value []byte) {
@@ -119,8 +135,8 @@ func appendBytes[T string | []byte](dst []byte, s T) []byte {
 }
 
 // batchLSN returns the position a batch moves to; false if the batch is none of
-// ours (RocksDB writes empty ones by itself). It needs only the batch's first
-// lsnPrefixSize bytes.
+// the log (RocksDB writes empty ones by itself, and a rewind is none either). It
+// needs only the batch's first lsnPrefixSize bytes.
 func batchLSN(data []byte) (topology.LSN, bool) {
 	if len(data) < lsnPrefixSize {
 		return topology.LSN{}, false
@@ -131,7 +147,7 @@ func batchLSN(data []byte) (topology.LSN, bool) {
 		return topology.LSN{}, false
 	}
 	v := r[4+len(metaLSN):]
-	return topology.LSN{Epoch: binary.BigEndian.Uint64(v), Index: binary.BigEndian.Uint64(v[8:])}, true
+	return parseLSN(v), true
 }
 
 // batchOp is one record of a batch. Key and value point into the batch; for a

@@ -613,13 +613,21 @@ func (db *DB) BeginEpoch(ctx context.Context, epoch uint64, partition int) (topo
 	pos.LSN = topology.LSN{Epoch: epoch, Index: pos.LSN.Index + 1}
 	pos.Lineage = pos.StartEpoch(EpochStart{Epoch: epoch, Index: pos.LSN.Index})
 	pos.Partition = partition
+	b := &db.builder
+	b.start(pos.LSN)
+	if !pos.Restored.IsZero() {
+		// The values are not those of the position, so whoever has a part of this log
+		// has something else: nobody may take it for the same history.
+		db.log.Warn("begins a history of its own, because a rewind was not finished", "dir", db.opts.Dir,
+			"lsn", pos.LSN, "restored", pos.Restored, "history", pos.History)
+		pos.History, pos.Restored = "", topology.LSN{}
+		b.delete(cfMeta, metaRestored)
+	}
 	if pos.History == "" {
 		var id [16]byte
 		rand.Read(id[:])
 		pos.History = hex.EncodeToString(id[:])
 	}
-	b := &db.builder
-	b.start(pos.LSN)
 	b.put(cfMeta, lineageKey(epoch), binary.BigEndian.AppendUint64(nil, pos.LSN.Index))
 	b.put(cfMeta, metaPartition, binary.BigEndian.AppendUint32(nil, uint32(partition)))
 	b.put(cfMeta, metaHistory, []byte(pos.History))
@@ -725,7 +733,7 @@ func follow(pos Position, data []byte) (Position, changes, error) {
 	if pos.History != "" && next.History != pos.History {
 		return pos, done, fmt.Errorf("%w: batch %v begins history %s, log is of %s", ErrDiverged, lsn, next.History, pos.History)
 	}
-	return next, done, nil
+	return next.Settled(), done, nil
 }
 
 func followMeta(next *Position, op batchOp) error {

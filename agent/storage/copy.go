@@ -41,11 +41,7 @@ func (db *DB) BeginCopy(ctx context.Context, epoch uint64, partition int) (topol
 		return topology.LSN{}, fmt.Errorf("storage: begin copy: %w", err)
 	}
 	db.begun = epoch
-	db.publish(pos)
-	db.posMu.Lock()
-	db.generation++
-	db.posMu.Unlock()
-	db.moved.broadcast()
+	db.publishAnother(pos)
 	return pos.LSN, nil
 }
 
@@ -63,6 +59,7 @@ func originBatch(b *batchBuilder, former, origin Position) []byte {
 	for _, s := range former.Lineage {
 		b.delete(cfMeta, lineageKey(s.Epoch))
 	}
+	b.delete(cfMeta, metaRestored)
 	b.put(cfMeta, lineageKey(origin.LSN.Epoch), binary.BigEndian.AppendUint64(nil, origin.LSN.Index))
 	b.put(cfMeta, metaPartition, binary.BigEndian.AppendUint32(nil, uint32(origin.Partition)))
 	b.put(cfMeta, metaHistory, []byte(origin.History))

@@ -27,6 +27,7 @@ type Stats struct {
 
 	Batches     uint64 // committed or applied since the start
 	Fsyncs      uint64 // of batches since the start
+	Rewinds     uint64 // times that the log went back since the start
 	WriteErrors uint64 // since the start
 }
 
@@ -37,6 +38,7 @@ func (db *DB) Stats() (Stats, error) {
 		Cache:       db.cache.stats(),
 		Batches:     db.batches.Load(),
 		Fsyncs:      db.fsyncs.Load(),
+		Rewinds:     db.rewinds.Load(),
 		WriteErrors: db.writeErrors.Load(),
 
 		OverdueBytes: db.overdue.Load(),

@@ -35,7 +35,6 @@ import (
 	"time"
 
 	"github.com/flarekv/flare/agent/replication/history"
-	"github.com/flarekv/flare/proto/topology"
 )
 
 // Errors that callers tell apart.
@@ -48,6 +47,9 @@ var (
 	ErrDamaged  = history.ErrDamaged
 	ErrReplaced = history.ErrReplaced
 	ErrClosed   = history.ErrClosed
+	ErrFlushed  = history.ErrFlushed
+	ErrTooLarge = history.ErrTooLarge
+	ErrMoved    = history.ErrMoved
 
 	// ErrStaleEpoch means that an epoch is not newer than the log's.
 	ErrStaleEpoch = errors.New("epoch is not newer than the log")
@@ -199,6 +201,7 @@ type DB struct {
 	maxBatchBytes atomic.Int64
 	fsyncs        atomic.Uint64
 	batches       atomic.Uint64
+	rewinds       atomic.Uint64
 	writeErrors   atomic.Uint64
 	checkpoints   atomic.Uint64 // numbers the directories
 
@@ -303,7 +306,9 @@ func readPosition(eng *engine) (Position, error) {
 		epoch, isLineage := parseLineageKey(key)
 		switch {
 		case string(key) == metaLSN && len(value) == 16:
-			p.LSN = topology.LSN{Epoch: binary.BigEndian.Uint64(value), Index: binary.BigEndian.Uint64(value[8:])}
+			p.LSN = parseLSN(value)
+		case string(key) == metaRestored && len(value) == 16:
+			p.Restored = parseLSN(value)
 		case string(key) == metaHistory:
 			p.History = string(value)
 		case string(key) == metaPartition && len(value) == 4:
@@ -318,7 +323,7 @@ func readPosition(eng *engine) (Position, error) {
 	if err != nil {
 		return Position{}, fmt.Errorf("read position: %w", err)
 	}
-	return p, nil
+	return p.Settled(), nil
 }
 
 // lockDir takes the directory for this process.
@@ -396,10 +401,17 @@ func (db *DB) CommittedAt(index uint64) time.Time {
 }
 
 // publish makes a new position known.
-func (db *DB) publish(p Position) {
+func (db *DB) publish(p Position) { db.publishAs(p, 0) }
+
+// publishAnother makes the position of a log known that does not continue the
+// one before: readers of that must not go on with it.
+func (db *DB) publishAnother(p Position) { db.publishAs(p, 1) }
+
+func (db *DB) publishAs(p Position, generations uint64) {
 	now := db.opts.Now()
 	db.posMu.Lock()
 	db.pos = p
+	db.generation += generations
 	db.commits.add(p.LSN.Index, now)
 	db.sizes.add(p.LSN.Index, db.written)
 	db.posMu.Unlock()

@@ -246,23 +246,32 @@ func firstLSN(dir string, number uint64) (topology.LSN, bool, error) {
 		return topology.LSN{}, false, err
 	}
 	defer f.Close()
-	// Nearly always the first record is it, or the second behind RocksDB's empty
-	// one, and 4 KiB are enough: only the beginning of the batch is needed.
-	var head [4 << 10]byte
-	n, err := f.ReadAt(head[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return topology.LSN{}, false, fmt.Errorf("read log file: %w", err)
-	}
-	for at := 0; at+walHeaderSize <= n; {
-		length, kind := int(binary.LittleEndian.Uint16(head[at+4:])), head[at+6]
-		if kind != walFull && kind != walFirst {
-			break
+	// Nearly always the first batch is it, or the second behind RocksDB's empty
+	// one. A large one of a rewind may be before it, so only what is needed is read.
+	var head [walHeaderSize + lsnPrefixSize]byte
+	var prefix []byte // of the batch under way
+	for at := int64(0); ; {
+		if left := walBlockSize - at%walBlockSize; left < walHeaderSize {
+			at += left
 		}
-		payload := head[at+walHeaderSize : min(n, at+walHeaderSize+length)]
-		if lsn, ok := batchLSN(payload); ok {
+		n, err := f.ReadAt(head[:], at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return topology.LSN{}, false, fmt.Errorf("read log file: %w", err)
+		}
+		kind := head[walHeaderSize-1]
+		if n < walHeaderSize || kind < walFull || kind > walLast {
+			return topology.LSN{}, false, nil
+		}
+		length := int(binary.LittleEndian.Uint16(head[4:]))
+		if kind == walFull || kind == walFirst {
+			prefix = prefix[:0]
+		}
+		if len(prefix) < lsnPrefixSize {
+			prefix = append(prefix, head[walHeaderSize:min(n, walHeaderSize+length)]...)
+		}
+		if lsn, ok := batchLSN(prefix); ok {
 			return lsn, true, nil
 		}
-		at += walHeaderSize + length
+		at += int64(walHeaderSize + length)
 	}
-	return topology.LSN{}, false, nil
 }

@@ -28,6 +28,12 @@ var (
 	ErrDamaged = errors.New("damaged write batch")
 	// ErrReplaced means that the log under an open tail was exchanged.
 	ErrReplaced = errors.New("database was replaced")
+	// ErrFlushed means that a tail removed all records, which no list of keys undoes.
+	ErrFlushed = errors.New("log tail removes all records")
+	// ErrTooLarge means that a tail changed more than is undone key by key.
+	ErrTooLarge = errors.New("log tail changes too much")
+	// ErrMoved means that the log is not where the caller took it to be.
+	ErrMoved = errors.New("log has moved")
 	// ErrClosed means that the database was closed.
 	ErrClosed = errors.New("database is closed")
 )
@@ -47,6 +53,10 @@ type Position struct {
 	History   string       // identifies the history; "" if it has no identity yet
 	Partition int          // whose data this is, NoPartition if unknown
 	Lineage   []EpochStart // ascending; shared, never modified
+	// Restored is how new single values may be after a rewind, zero if none is newer
+	// than LSN. Until the log reaches it, the copy is in no state that its master ever
+	// had, and nobody may take it for one.
+	Restored topology.LSN
 }
 
 // Empty reports whether no batch was ever written. An empty copy is the
@@ -166,6 +176,9 @@ const (
 	// TierDump: copy record by record a master that has no log to stream. Never
 	// chosen here: such a master does not get that far.
 	TierDump
+	// TierRewind: undo what the master never had, key by key, then stream. (It is
+	// the second cheapest; the numbers are on the wire.)
+	TierRewind
 )
 
 func (t Tier) String() string {
@@ -176,36 +189,75 @@ func (t Tier) String() string {
 		return "checkpoint"
 	case TierDump:
 		return "dump"
+	case TierRewind:
+		return "rewind"
 	}
 	return "none"
 }
 
+// MaxRewind is the longest tail, in batches, that is undone key by key.
+const MaxRewind = 100_000
+
+// Peer is what a copy tells that wants to catch up.
+type Peer struct {
+	Position
+	Full   bool // it wants a copy whatever the positions say
+	Rewind bool // it can undo a tail of its own
+}
+
+// Choice is the way in which a peer catches up.
+type Choice struct {
+	Tier   Tier
+	Reason string       // machine-readable
+	Fork   topology.LSN // TierRewind: the last position that stays
+}
+
 // Choose decides how a peer catches up with p, whose log still has the batches
-// from index oldest on (oldest is LSN.Index+1 if it has none). full asks for a
-// copy whatever the positions say. The reason is machine-readable.
-func Choose(p Position, oldest uint64, peer Position, full bool) (Tier, string) {
+// from index oldest on (oldest is LSN.Index+1 if it has none).
+func Choose(p Position, oldest uint64, peer Peer) Choice {
 	if !peer.Empty() && peer.Partition != NoPartition && p.Partition != NoPartition && peer.Partition != p.Partition {
-		return TierCheckpoint, "other_partition"
+		return Choice{Tier: TierCheckpoint, Reason: "other_partition"}
 	}
-	switch r := p.Relate(peer); {
+	switch r := p.Relate(peer.Position); {
 	case r == Newer:
 		// Epochs only grow: whoever has seen a newer one has a better master
 		// than us somewhere, and must not lose its data to us.
-		return TierNone, "stale_master"
-	case r == Ahead && !full:
+		return Choice{Tier: TierNone, Reason: "stale_master"}
+	case r == Ahead && !peer.Full:
 		// Only we write our newest epoch. It takes a broken log on either side to have
 		// more of it than we have; a copy on request ends that.
-		return TierNone, "future_position"
+		return Choice{Tier: TierNone, Reason: "future_position"}
+	case r == Foreign:
+		return Choice{Tier: TierCheckpoint, Reason: r.String()}
+	case !peer.Restored.IsZero() && (r != Same || p.Locate(peer.Restored) != Same):
+		// It has values of a master whose log we do not have so far. Ours would
+		// not take it to where they are right.
+		return Choice{Tier: TierCheckpoint, Reason: "rewind_unfinished"}
+	case r == Diverged && peer.Rewind && !peer.Full:
+		return chooseRewind(p, oldest, peer)
 	case r != Same:
-		return TierCheckpoint, r.String()
-	case full:
-		return TierCheckpoint, "requested"
+		return Choice{Tier: TierCheckpoint, Reason: r.String()}
+	case peer.Full:
+		return Choice{Tier: TierCheckpoint, Reason: "requested"}
 	case peer.LSN.Index+1 < oldest && peer.Empty():
-		return TierCheckpoint, "empty"
+		return Choice{Tier: TierCheckpoint, Reason: "empty"}
 	case peer.LSN.Index+1 < oldest:
-		return TierCheckpoint, "purged"
+		return Choice{Tier: TierCheckpoint, Reason: "purged"}
 	}
-	return TierWAL, "same_history"
+	return Choice{Tier: TierWAL, Reason: "same_history"}
+}
+
+func chooseRewind(p Position, oldest uint64, peer Peer) Choice {
+	fork, ok := p.Fork(peer.Position)
+	switch {
+	case !ok:
+		return Choice{Tier: TierCheckpoint, Reason: Diverged.String()}
+	case peer.LSN.Index-fork.Index > MaxRewind:
+		return Choice{Tier: TierCheckpoint, Reason: "rewind_too_long"}
+	case fork.Index+1 < oldest:
+		return Choice{Tier: TierCheckpoint, Reason: "purged"}
+	}
+	return Choice{Tier: TierRewind, Reason: "diverged_tail", Fork: fork}
 }
 
 // Batch is one committed write batch.

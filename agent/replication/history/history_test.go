@@ -81,9 +81,9 @@ func TestChoose(t *testing.T) {
 			if got := master.Relate(tt.peer); got != tt.relation {
 				t.Errorf("Relate = %v, want %v", got, tt.relation)
 			}
-			tier, reason := Choose(master, tt.oldest, tt.peer, tt.full)
-			if tier != tt.tier || reason != tt.reason {
-				t.Errorf("Choose = %v %q, want %v %q", tier, reason, tt.tier, tt.reason)
+			got := Choose(master, tt.oldest, Peer{Position: tt.peer, Full: tt.full})
+			if want := (Choice{Tier: tt.tier, Reason: tt.reason}); got != want {
+				t.Errorf("Choose = %+v, want %+v", got, want)
 			}
 		})
 	}
@@ -96,5 +96,53 @@ func TestRelateWithoutHistory(t *testing.T) {
 	}
 	if got := (Position{}).Relate(plain); got != Foreign {
 		t.Errorf("against an empty master: %v, want %v", got, Foreign)
+	}
+}
+
+func TestChooseRewind(t *testing.T) {
+	line := []EpochStart{{1, 1}, {2, 11}, {4, 21}}
+	master := at(4, 30, line...)
+	restored := func(p Position, at topology.LSN) Position {
+		p.Restored = at
+		return p
+	}
+	long := at(1, 11+MaxRewind, line[:1]...)
+	tests := []struct {
+		name   string
+		oldest uint64
+		peer   Peer
+		tier   Tier
+		reason string
+		fork   topology.LSN
+	}{
+		{"tail of a dead master", 1, Peer{Position: at(1, 11, line[:1]...)}, TierRewind, "diverged_tail", lsn(1, 10)},
+		{"tail longer than everything", 1, Peer{Position: at(2, 40, line[:2]...)}, TierRewind, "diverged_tail", lsn(2, 20)},
+		{"epoch that the master skipped", 1, Peer{Position: at(3, 22, EpochStart{1, 1}, EpochStart{2, 11}, EpochStart{3, 18})}, TierRewind, "diverged_tail", lsn(2, 17)},
+		{"log from the fork on", 11, Peer{Position: at(1, 11, line[:1]...)}, TierRewind, "diverged_tail", lsn(1, 10)},
+		{"log from behind the fork on", 12, Peer{Position: at(1, 11, line[:1]...)}, TierCheckpoint, "purged", topology.LSN{}},
+		{"as long as may be", 1, Peer{Position: at(1, 10+MaxRewind, line[:1]...)}, TierRewind, "diverged_tail", lsn(1, 10)},
+		{"too long", 1, Peer{Position: long}, TierCheckpoint, "rewind_too_long", topology.LSN{}},
+		{"lineage contradicts", 1, Peer{Position: at(4, 25, EpochStart{1, 1}, EpochStart{2, 12}, EpochStart{4, 21})}, TierCheckpoint, "diverged", topology.LSN{}},
+		{"lineage not told", 1, Peer{Position: at(3, 22)}, TierCheckpoint, "diverged", topology.LSN{}},
+		{"a copy is asked for", 1, Peer{Position: at(1, 11, line[:1]...), Full: true}, TierCheckpoint, "diverged", topology.LSN{}},
+		{"ahead in the same epoch", 1, Peer{Position: at(4, 31, line...)}, TierNone, "future_position", topology.LSN{}},
+		{"newer epoch", 1, Peer{Position: at(5, 25, append(line[:2:2], EpochStart{5, 25})...)}, TierNone, "stale_master", topology.LSN{}},
+		{"nothing to undo", 1, Peer{Position: at(2, 15, line[:2]...)}, TierWAL, "same_history", topology.LSN{}},
+
+		{"on the way to what it took from us", 1, Peer{Position: restored(at(2, 15, line[:2]...), lsn(4, 30))}, TierWAL, "same_history", topology.LSN{}},
+		{"that is purged", 17, Peer{Position: restored(at(2, 15, line[:2]...), lsn(4, 30))}, TierCheckpoint, "purged", topology.LSN{}},
+		{"took it from a master that had more of our epoch", 1, Peer{Position: restored(at(2, 15, line[:2]...), lsn(4, 31))}, TierCheckpoint, "rewind_unfinished", topology.LSN{}},
+		{"took it from a master whose end we never had", 1, Peer{Position: restored(at(2, 15, line[:2]...), lsn(2, 21))}, TierCheckpoint, "rewind_unfinished", topology.LSN{}},
+		{"took it from one that came after us", 1, Peer{Position: restored(at(2, 15, line[:2]...), lsn(5, 31))}, TierCheckpoint, "rewind_unfinished", topology.LSN{}},
+		{"and followed that one for a while", 1, Peer{Position: restored(at(2, 23, line[:2]...), lsn(2, 25))}, TierCheckpoint, "rewind_unfinished", topology.LSN{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.peer.Rewind = true
+			want := Choice{tt.tier, tt.reason, tt.fork}
+			if got := Choose(master, tt.oldest, tt.peer); got != want {
+				t.Errorf("Choose = %+v, want %+v", got, want)
+			}
+		})
 	}
 }

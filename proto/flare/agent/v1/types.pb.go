@@ -920,6 +920,14 @@ type CatchUpCounts struct {
 	Failed uint64 `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Copies by dump, record by record.
 	Dump uint64 `protobuf:"varint,4,opt,name=dump,proto3" json:"dump,omitempty"`
+	// Tails that the master never had, undone key by key.
+	Rewind uint64 `protobuf:"varint,5,opt,name=rewind,proto3" json:"rewind,omitempty"`
+	// Keys whose value was read from the master for that.
+	RewoundKeys uint64 `protobuf:"varint,6,opt,name=rewound_keys,json=rewoundKeys,proto3" json:"rewound_keys,omitempty"`
+	// Bytes of those values.
+	RewoundBytes uint64 `protobuf:"varint,7,opt,name=rewound_bytes,json=rewoundBytes,proto3" json:"rewound_bytes,omitempty"`
+	// Such tails that led to a full copy, because they could not be undone.
+	RewindsGivenUp uint64 `protobuf:"varint,8,opt,name=rewinds_given_up,json=rewindsGivenUp,proto3" json:"rewinds_given_up,omitempty"`
 	// Full copies of the database files that were begun although there was data.
 	Fallback uint64 `protobuf:"varint,20,opt,name=fallback,proto3" json:"fallback,omitempty"`
 	// Those of fallback for which the master's log did not go back far enough.
@@ -982,6 +990,34 @@ func (x *CatchUpCounts) GetFailed() uint64 {
 func (x *CatchUpCounts) GetDump() uint64 {
 	if x != nil {
 		return x.Dump
+	}
+	return 0
+}
+
+func (x *CatchUpCounts) GetRewind() uint64 {
+	if x != nil {
+		return x.Rewind
+	}
+	return 0
+}
+
+func (x *CatchUpCounts) GetRewoundKeys() uint64 {
+	if x != nil {
+		return x.RewoundKeys
+	}
+	return 0
+}
+
+func (x *CatchUpCounts) GetRewoundBytes() uint64 {
+	if x != nil {
+		return x.RewoundBytes
+	}
+	return 0
+}
+
+func (x *CatchUpCounts) GetRewindsGivenUp() uint64 {
+	if x != nil {
+		return x.RewindsGivenUp
 	}
 	return 0
 }
@@ -2542,14 +2578,18 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\frecords_done\x18\t \x01(\x04R\vrecordsDone\x12;\n" +
 	"\bprogress\x18\x14 \x01(\v2\x1f.flare.agent.v1.CatchUpProgressR\bprogress\x12\x16\n" +
 	"\x06reason\x18\x15 \x01(\tR\x06reason\x12\x18\n" +
-	"\awaiting\x18\x16 \x01(\tR\awaiting\"\xa1\x01\n" +
+	"\awaiting\x18\x16 \x01(\tR\awaiting\"\xab\x02\n" +
 	"\rCatchUpCounts\x12\x10\n" +
 	"\x03wal\x18\x01 \x01(\x04R\x03wal\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\x04R\n" +
 	"checkpoint\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\x04R\x06failed\x12\x12\n" +
-	"\x04dump\x18\x04 \x01(\x04R\x04dump\x12\x1a\n" +
+	"\x04dump\x18\x04 \x01(\x04R\x04dump\x12\x16\n" +
+	"\x06rewind\x18\x05 \x01(\x04R\x06rewind\x12!\n" +
+	"\frewound_keys\x18\x06 \x01(\x04R\vrewoundKeys\x12#\n" +
+	"\rrewound_bytes\x18\a \x01(\x04R\frewoundBytes\x12(\n" +
+	"\x10rewinds_given_up\x18\b \x01(\x04R\x0erewindsGivenUp\x12\x1a\n" +
 	"\bfallback\x18\x14 \x01(\x04R\bfallback\x12\x16\n" +
 	"\x06purged\x18\x15 \x01(\x04R\x06purged\"\xa8\x01\n" +
 	"\tLogStatus\x12\x14\n" +
