@@ -38,6 +38,10 @@ func (w *work) makeActiveMaster(key string, partition, balance int, reason strin
 		d.Partitions = append(d.Partitions, Partition{})
 	}
 	d.Partitions[partition].Epoch++
+	if held, lsn := w.holds(*d.node(key)); held == partition {
+		// The state was lost, and an operator makes up the next one.
+		d.Partitions[partition].Epoch = max(d.Partitions[partition].Epoch, lsn.Epoch+1)
+	}
 	w.dirty, w.visible = true, true
 	w.set(key, reason, func(n *Node) {
 		n.Role, n.State, n.Partition, n.Balance = topology.Master, topology.Active, partition, balance

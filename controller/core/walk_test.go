@@ -23,30 +23,31 @@ func TestRandomWalk(t *testing.T) {
 			w.second(true)
 		}
 		t.Repeat(map[string]func(*rapid.T){
-			"tick":          w.tick,
-			"start node":    w.start,
-			"crash node":    w.crash,
-			"cut node":      w.cut,
-			"leave":         w.leave,
-			"ping":          w.ping,
-			"report":        w.report,
-			"lose agent":    w.loseAgent,
-			"catch up":      w.catchUp,
-			"take back":     w.takeBack,
-			"overtaken":     w.overtaken,
-			"hand over":     w.handOver,
-			"late command":  w.late,
-			"operator":      w.operate,
-			"settle":        w.settle,
-			"fail persist":  w.failPersist,
-			"restart":       w.restart,
-			"members":       w.changeMembers,
-			"spec":          w.changeSpec,
-			"late registry": w.strayAdd,
-			"good second":   func(*rapid.T) { w.second(false) },
-			"settle all":    w.settleAll,
-			"kill master":   w.killMaster,
-			"":              func(*rapid.T) {},
+			"tick":            w.tick,
+			"start node":      w.start,
+			"crash node":      w.crash,
+			"cut node":        w.cut,
+			"leave":           w.leave,
+			"ping":            w.ping,
+			"report":          w.report,
+			"lose agent":      w.loseAgent,
+			"catch up":        w.catchUp,
+			"take back":       w.takeBack,
+			"overtaken":       w.overtaken,
+			"hand over":       w.handOver,
+			"hand over again": w.handOverAgain,
+			"late command":    w.late,
+			"operator":        w.operate,
+			"settle":          w.settle,
+			"fail persist":    w.failPersist,
+			"restart":         w.restart,
+			"members":         w.changeMembers,
+			"spec":            w.changeSpec,
+			"late registry":   w.strayAdd,
+			"good second":     func(*rapid.T) { w.second(false) },
+			"settle all":      w.settleAll,
+			"kill master":     w.killMaster,
+			"":                func(*rapid.T) {},
 		})
 		w.calm()
 	})
@@ -171,7 +172,9 @@ func (w *world) heed() {
 		if n.Role != topology.Master || n.State != topology.Active {
 			continue
 		}
-		wn.held = n.Partition
+		if wn.held != n.Partition {
+			wn.held, wn.lsn = n.Partition, topology.LSN{} // by an operator's order
+		}
 		if n.Epoch < wn.lsn.Epoch {
 			w.t.Fatalf("%s is to be master in epoch %d, and holds data of epoch %d", wn.key, n.Epoch, wn.lsn.Epoch)
 		}
@@ -351,16 +354,9 @@ func (w *world) grant(n *worldNode) (Command, bool) {
 // handOver lets a node that takes itself for a master, by the last map, hand its
 // role to another one. The request may come late, or twice, as after a lost answer.
 func (w *world) handOver(t *rapid.T) {
-	from, to := w.pick(t), w.pick(t)
-	e, ok := w.sent.Map.Find(from.key)
-	if !ok || e.Role != topology.Master || from == to {
+	c, ok := w.handover(t)
+	if !ok {
 		return
-	}
-	c := w.command(from.key, VerbHandover)
-	target := w.command(to.key, VerbHandover)
-	c.Target, c.TargetPort, c.Epoch, c.HasSession = target.Name, target.Port, e.Epoch, true
-	if to.granted.Epoch == e.Epoch {
-		c.Session = to.granted.Session
 	}
 	if rapid.Bool().Draw(t, "late") {
 		w.lateCmd = append(w.lateCmd, c)
@@ -368,6 +364,35 @@ func (w *world) handOver(t *rapid.T) {
 	if rapid.Bool().Draw(t, "now") {
 		w.askHandover(c)
 	}
+}
+
+// handOverAgain repeats a request after the replica was told to be in sync.
+func (w *world) handOverAgain(t *rapid.T) {
+	c, ok := w.handover(t)
+	if !ok {
+		return
+	}
+	w.askHandover(c)
+	w.settleAll(nil)
+	if g, ok := w.grant(w.node(nodeKey(c.Target, c.TargetPort))); ok {
+		w.do(g, nil)
+	}
+	w.askHandover(c)
+}
+
+func (w *world) handover(t *rapid.T) (Command, bool) {
+	from, to := w.pick(t), w.pick(t)
+	e, ok := w.sent.Map.Find(from.key)
+	if !ok || e.Role != topology.Master || from == to {
+		return Command{}, false
+	}
+	c := w.command(from.key, VerbHandover)
+	target := w.command(to.key, VerbHandover)
+	c.Target, c.TargetPort, c.Epoch, c.HasSession = target.Name, target.Port, e.Epoch, true
+	if to.granted.Epoch == e.Epoch {
+		c.Session = to.granted.Session
+	}
+	return c, true
 }
 
 func (w *world) askHandover(c Command) {
