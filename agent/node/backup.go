@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -35,7 +37,7 @@ func (s *Server) makeBackup(ctx context.Context, name string, rate int64, report
 	if err := s.beginBackup(); err != nil {
 		return b, err
 	}
-	defer s.backingUp.Store(false)
+	defer s.endBackup()
 	began := s.clock()
 	root := s.backupDir()
 	s.logger.Info("backup begins", "name", name, "backup_dir", root, "bytes_per_second", rate)
@@ -56,7 +58,7 @@ func (s *Server) deleteBackup(name string) error {
 	if err := s.beginBackup(); err != nil {
 		return err
 	}
-	defer s.backingUp.Store(false)
+	defer s.endBackup()
 	if err := backup.Delete(s.backupDir(), name); err != nil {
 		return workError(err)
 	}
@@ -71,6 +73,11 @@ func (s *Server) beginBackup() error {
 	return nil
 }
 
+func (s *Server) endBackup() {
+	s.backups.forget()
+	s.backingUp.Store(false)
+}
+
 // workError gives an error of package backup or of the storage its reason.
 func workError(err error) error {
 	var refused *backup.Error
@@ -83,6 +90,53 @@ func workError(err error) error {
 		return &workRefusal{"write_failed", err}
 	}
 	return err
+}
+
+// backupStatusAge is how old what is told of the backups may be.
+const backupStatusAge = 10 * time.Second
+
+// A backupStatus remembers what was last seen of the backups.
+type backupStatus struct {
+	mu   sync.Mutex
+	at   time.Time
+	last *agentv1.BackupStatus // never modified
+}
+
+// forget makes the next get look.
+func (b *backupStatus) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.last = nil
+}
+
+func (b *backupStatus) get(root string, now time.Time) *agentv1.BackupStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last != nil && now.Sub(b.at) < backupStatusAge {
+		return b.last
+	}
+	// A directory that cannot be read shows as one without backups, which is what
+	// somebody has to be told.
+	list, _ := backup.List(root)
+	b.at, b.last = now, &agentv1.BackupStatus{}
+	for _, l := range list {
+		if !l.Complete {
+			continue
+		}
+		b.last.Complete++
+		b.last.Bytes += l.Manifest.Bytes()
+		if at := l.Manifest.CreatedAt; b.last.NewestAt == nil || at.After(b.last.NewestAt.AsTime()) {
+			b.last.NewestAt, b.last.Newest = timestamppb.New(at), l.Name
+		}
+	}
+	return b.last
+}
+
+// backupStatus sums up the backups.
+func (s *Server) backupStatus() *agentv1.BackupStatus {
+	st := proto.CloneOf(s.backups.get(s.backupDir(), time.Now()))
+	st.Running = s.backingUp.Load()
+	return st
 }
 
 // MakeBackup implements NodeService.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/flarekv/flare/agent/progress"
 	"github.com/flarekv/flare/agent/replication"
 	"github.com/flarekv/flare/agent/replication/history"
 )
@@ -20,6 +21,8 @@ type filler struct {
 
 	mu     sync.Mutex
 	status replication.FollowerStatus
+	since  time.Time // when the records began to come
+	bytes  progress.Meter
 }
 
 func newFiller(s *Server, d duty) *filler {
@@ -30,7 +33,35 @@ func newFiller(s *Server, d duty) *filler {
 func (f *filler) Status() replication.FollowerStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.status
+	return f.statusAt(time.Now())
+}
+
+// statusAt needs mu. Nobody knows how many records there will be.
+func (f *filler) statusAt(now time.Time) replication.FollowerStatus {
+	st := f.status
+	st.Progress.ETA = -1
+	if st.Connected {
+		st.Progress = replication.Progress{Phase: replication.PhaseCopy, Tier: st.Tier, Reason: st.Reason, Since: f.since,
+			BytesDone: st.BytesDone, Records: st.RecordsDone, Rate: f.bytes.Rate(now), ETA: -1}
+	}
+	return st
+}
+
+// copied tells of a record.
+func (f *filler) copied(now time.Time, bytes int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.status.RecordsDone++
+	f.status.BytesDone += uint64(bytes)
+	f.bytes.Add(now, f.status.BytesDone)
+}
+
+// begin tells that records are going to come.
+func (f *filler) begin(now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.status.Connected, f.since, f.bytes = true, now, progress.Meter{}
+	f.bytes.Add(now, f.status.BytesDone)
 }
 
 func (f *filler) update(fn func(*replication.FollowerStatus)) {
@@ -119,7 +150,7 @@ func (f *filler) failed(err error) {
 func (f *filler) collect(ctx context.Context, missing []bool, seen *keySet) error {
 	errs := make([]error, len(missing))
 	var dumps sync.WaitGroup
-	f.update(func(st *replication.FollowerStatus) { st.Connected = true })
+	f.begin(time.Now())
 	t := f.s.maps.table()
 	for p := range missing {
 		if !missing[p] {
@@ -133,12 +164,7 @@ func (f *filler) collect(ctx context.Context, missing []bool, seen *keySet) erro
 		master := t.parts[p].master
 		f.update(func(st *replication.FollowerStatus) { st.Master = master })
 		dumps.Go(func() {
-			err := f.s.dumpFrom(ctx, master, f.s.dumpRequest(f.duty, len(missing)), seen, func(bytes int) {
-				f.update(func(st *replication.FollowerStatus) {
-					st.RecordsDone++
-					st.BytesDone += uint64(bytes)
-				})
-			})
+			err := f.s.dumpFrom(ctx, master, f.s.dumpRequest(f.duty, len(missing)), seen, func(bytes int) { f.copied(time.Now(), bytes) })
 			if err != nil {
 				errs[p] = fmt.Errorf("copy from %s: %w", master, err)
 				return

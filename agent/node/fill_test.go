@@ -7,7 +7,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/flarekv/flare/agent/replication"
+	"github.com/flarekv/flare/agent/replication/history"
 	"github.com/flarekv/flare/proto/text"
 	"github.com/flarekv/flare/proto/topology"
 )
@@ -185,4 +188,26 @@ func TestBug19FillingCanBeRepeated(t *testing.T) {
 	close(works)
 	x.set(n.key(), topology.Master, topology.Prepare, 2)
 	x.tells(n.says("node state 127.0.0.1 %d ready"), 1)
+}
+
+// The filling of a partition has a pace, and no end that anybody knows.
+func TestFillProgress(t *testing.T) {
+	f := newFiller(nil, duty{partition: 1})
+	now := time.Unix(1_700_000_000, 0)
+	if p := f.statusAt(now).Progress; p.Phase != replication.PhaseNone {
+		t.Errorf("before: %+v", p)
+	}
+	f.begin(now)
+	for i := range 5 {
+		f.copied(now.Add(time.Duration(i+1)*time.Second), 200)
+	}
+	want := replication.Progress{Phase: replication.PhaseCopy, Tier: history.TierDump, Reason: "new_partition", Since: now,
+		BytesDone: 1000, Records: 5, Rate: 200, ETA: -1}
+	if p := f.statusAt(now.Add(5 * time.Second)).Progress; p != want {
+		t.Errorf("%+v, want %+v", p, want)
+	}
+	f.update(func(st *replication.FollowerStatus) { st.Connected = false })
+	if p := f.statusAt(now).Progress; p.Phase != replication.PhaseNone {
+		t.Errorf("afterwards: %+v", p)
+	}
 }

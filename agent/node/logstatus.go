@@ -38,7 +38,8 @@ func (l *logStatus) get(db *storage.DB, now time.Time) *agentv1.LogStatus {
 	l.last = &agentv1.LogStatus{
 		Files: uint64(st.WALFiles), Bytes: uint64(st.WALBytes),
 		ArchivedFiles: uint64(st.Archived), ArchivedBytes: uint64(st.ArchivedBytes),
-		OldestIndex: st.OldestIndex,
+		OldestIndex: st.OldestIndex, OverdueBytes: uint64(st.OverdueBytes),
+		GivenUpFiles: st.GivenUpLogs, GivenUpReason: st.GivenUpReason,
 	}
 	return l.last
 }

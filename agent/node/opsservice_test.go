@@ -171,8 +171,14 @@ func TestBackups(t *testing.T) {
 		if err != nil || list.GetDirectory() != tt.root || len(list.GetBackups()) != 2 || list.GetBackups()[1].GetName() != "first" {
 			t.Errorf("list %v, %v", list, err)
 		}
+		if st := tt.node.nodeStatus().GetBackups(); st.GetComplete() != 2 || st.GetNewest() == "first" || st.GetNewestAt() == nil || st.GetBytes() < b.GetBytes() || st.GetRunning() {
+			t.Errorf("status %v", st)
+		}
 		if _, err := tt.client.DropBackup(t.Context(), &agentv1.DropBackupRequest{Name: "first"}); err != nil {
 			t.Error(err)
+		}
+		if st := tt.node.nodeStatus().GetBackups(); st.GetComplete() != 1 {
+			t.Errorf("status after a deletion: %v", st)
 		}
 		if _, err := tt.client.DropBackup(t.Context(), &agentv1.DropBackupRequest{Name: "first"}); refusedBecause(err) != "not_found" {
 			t.Errorf("deleted twice: %v", err)

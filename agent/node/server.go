@@ -96,6 +96,7 @@ type Server struct {
 
 	logStatus logStatus
 	backingUp atomic.Bool // a backup is being made or deleted
+	backups   backupStatus
 
 	counters counters
 	refusals replication.Refusals

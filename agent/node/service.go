@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/flarekv/flare/agent/options"
+	"github.com/flarekv/flare/agent/replication"
 	"github.com/flarekv/flare/agent/replication/history"
 	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
 	"github.com/flarekv/flare/proto/topology"
@@ -184,5 +185,9 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		Rewind: counts.rewinds, RewoundKeys: counts.rewoundKeys, RewoundBytes: counts.rewoundBytes, RewindsGivenUp: counts.rewindsGivenUp,
 	}
 	st.Log = s.logStatus.get(s.db, time.Now())
+	st.Backups = s.backupStatus()
+	for _, reason := range replication.RefusalReasons {
+		st.StreamRefusals = append(st.StreamRefusals, &agentv1.StreamRefusal{Reason: reason, Count: s.refusals.Counted(reason)})
+	}
 	return st
 }

@@ -16,6 +16,14 @@ var (
 	logArchivedDesc = desc("flare_node_log_archived_bytes", "Bytes of those that are finished and only kept for replicas.")
 	logOldestDesc   = desc("flare_node_log_oldest_index", "Index of the oldest write batch that is kept.")
 
+	logOverdueDesc = desc("flare_node_log_overdue_bytes", "Bytes of log that would be gone, did a replica not lack them.")
+	logGivenUpDesc = desc("flare_node_log_given_up_files_total", "Files of log that were deleted although a replica lacked them.")
+	refusalsDesc   = desc("flare_node_stream_refusals_total", "Replication streams that were ended because of what the other node sent.", "reason")
+
+	backupsDesc      = desc("flare_node_backups", "Complete backups in this node's backup-dir.")
+	backupAtDesc     = desc("flare_node_backup_newest_timestamp_seconds", "When the newest of them was made; absent when there is none.")
+	backupSizeDesc   = desc("flare_node_backup_bytes", "Bytes of these backups, files that are shared with the database included.")
+	backupRunsDesc   = desc("flare_node_backup_running", "1 while a backup is made or deleted.")
 	replicaLackDesc  = desc("flare_node_replica_lag_bytes", "On a master: bytes of log that the replica has not acknowledged.", "replica")
 	replicaDoneDesc  = desc("flare_node_replica_catch_up_bytes", "On a master: bytes of the replica's running catch-up.", "replica", "kind")
 	replicaRateDesc  = desc("flare_node_replica_catch_up_bytes_per_second", "On a master: pace of the replica's running catch-up over the last ten seconds.", "replica")
@@ -70,6 +78,8 @@ func effective(known []*agentv1.OptionStatus) (options.Options, bool) {
 func describeLog(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		logFilesDesc, logBytesDesc, logArchivedDesc, logOldestDesc,
+		logOverdueDesc, logGivenUpDesc, refusalsDesc,
+		backupsDesc, backupAtDesc, backupSizeDesc, backupRunsDesc,
 		replicaLackDesc, replicaDoneDesc, replicaRateDesc, replicaETADesc, replicaPhaseDesc,
 		upPhaseDesc, upSinceDesc, upRateDesc, upETADesc, upBatchesDesc, fallbackDesc, purgedDesc,
 	} {
@@ -84,14 +94,27 @@ func collectLog(n *agentv1.NodeStatus, known []*agentv1.OptionStatus, ch chan<- 
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	counter := func(d *prometheus.Desc, v uint64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	if l := n.GetLog(); l != nil {
 		gauge(logFilesDesc, float64(l.GetFiles()))
 		gauge(logBytesDesc, float64(l.GetBytes()))
 		gauge(logArchivedDesc, float64(l.GetArchivedBytes()))
 		gauge(logOldestDesc, float64(l.GetOldestIndex()))
+		gauge(logOverdueDesc, float64(l.GetOverdueBytes()))
+		counter(logGivenUpDesc, l.GetGivenUpFiles())
+	}
+	for _, r := range n.GetStreamRefusals() {
+		counter(refusalsDesc, r.GetCount(), r.GetReason())
+	}
+	if b := n.GetBackups(); b != nil {
+		gauge(backupsDesc, float64(b.GetComplete()))
+		gauge(backupSizeDesc, float64(b.GetBytes()))
+		gauge(backupRunsDesc, boolean(b.GetRunning()))
+		if b.GetNewestAt() != nil {
+			gauge(backupAtDesc, float64(b.GetNewestAt().AsTime().UnixMilli())/1000)
+		}
 	}
 	if o, ok := effective(known); ok {
 		for _, m := range optionMetrics {

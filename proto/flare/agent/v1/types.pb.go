@@ -1048,7 +1048,13 @@ type LogStatus struct {
 	// Their bytes.
 	ArchivedBytes uint64 `protobuf:"varint,4,opt,name=archived_bytes,json=archivedBytes,proto3" json:"archived_bytes,omitempty"`
 	// Index of the oldest write batch; one more than the position when there is none.
-	OldestIndex   uint64 `protobuf:"varint,5,opt,name=oldest_index,json=oldestIndex,proto3" json:"oldest_index,omitempty"`
+	OldestIndex uint64 `protobuf:"varint,5,opt,name=oldest_index,json=oldestIndex,proto3" json:"oldest_index,omitempty"`
+	// Bytes that would be gone, did a replica not lack them.
+	OverdueBytes uint64 `protobuf:"varint,6,opt,name=overdue_bytes,json=overdueBytes,proto3" json:"overdue_bytes,omitempty"`
+	// Files that were deleted although a replica lacked them, since the process started.
+	GivenUpFiles uint64 `protobuf:"varint,7,opt,name=given_up_files,json=givenUpFiles,proto3" json:"given_up_files,omitempty"`
+	// Why the last of them was, machine-readable; empty for none.
+	GivenUpReason string `protobuf:"bytes,8,opt,name=given_up_reason,json=givenUpReason,proto3" json:"given_up_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1118,6 +1124,83 @@ func (x *LogStatus) GetOldestIndex() uint64 {
 	return 0
 }
 
+func (x *LogStatus) GetOverdueBytes() uint64 {
+	if x != nil {
+		return x.OverdueBytes
+	}
+	return 0
+}
+
+func (x *LogStatus) GetGivenUpFiles() uint64 {
+	if x != nil {
+		return x.GivenUpFiles
+	}
+	return 0
+}
+
+func (x *LogStatus) GetGivenUpReason() string {
+	if x != nil {
+		return x.GivenUpReason
+	}
+	return ""
+}
+
+// StreamRefusal counts replication streams that were ended because of what the
+// other side sent.
+type StreamRefusal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it was, machine-readable.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How often, since the process started.
+	Count         uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamRefusal) Reset() {
+	*x = StreamRefusal{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamRefusal) ProtoMessage() {}
+
+func (x *StreamRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamRefusal.ProtoReflect.Descriptor instead.
+func (*StreamRefusal) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StreamRefusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StreamRefusal) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // NodeStatus is the state of one flared process.
 type NodeStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1161,6 +1244,10 @@ type NodeStatus struct {
 	ClusterReplication *ClusterReplication `protobuf:"bytes,19,opt,name=cluster_replication,json=clusterReplication,proto3" json:"cluster_replication,omitempty"`
 	// What is retained of the log; at most a second old.
 	Log *LogStatus `protobuf:"bytes,50,opt,name=log,proto3" json:"log,omitempty"`
+	// The backups on this node; at most ten seconds old.
+	Backups *BackupStatus `protobuf:"bytes,51,opt,name=backups,proto3" json:"backups,omitempty"`
+	// What other nodes were refused for on replication streams; every reason is there.
+	StreamRefusals []*StreamRefusal `protobuf:"bytes,52,rep,name=stream_refusals,json=streamRefusals,proto3" json:"stream_refusals,omitempty"`
 	// The last handover of this node's mastership since the process started; absent
 	// for none.
 	LastHandover *Handover `protobuf:"bytes,40,opt,name=last_handover,json=lastHandover,proto3" json:"last_handover,omitempty"`
@@ -1180,7 +1267,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1279,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[6]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1292,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeStatus) GetNode() string {
@@ -1348,6 +1435,20 @@ func (x *NodeStatus) GetLog() *LogStatus {
 	return nil
 }
 
+func (x *NodeStatus) GetBackups() *BackupStatus {
+	if x != nil {
+		return x.Backups
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetStreamRefusals() []*StreamRefusal {
+	if x != nil {
+		return x.StreamRefusals
+	}
+	return nil
+}
+
 func (x *NodeStatus) GetLastHandover() *Handover {
 	if x != nil {
 		return x.LastHandover
@@ -1411,7 +1512,7 @@ type Handover struct {
 
 func (x *Handover) Reset() {
 	*x = Handover{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1524,7 @@ func (x *Handover) String() string {
 func (*Handover) ProtoMessage() {}
 
 func (x *Handover) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[7]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1537,7 @@ func (x *Handover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handover.ProtoReflect.Descriptor instead.
 func (*Handover) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Handover) GetFrom() string {
@@ -1517,7 +1618,7 @@ type HandoverPhase struct {
 
 func (x *HandoverPhase) Reset() {
 	*x = HandoverPhase{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1630,7 @@ func (x *HandoverPhase) String() string {
 func (*HandoverPhase) ProtoMessage() {}
 
 func (x *HandoverPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[8]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1643,7 @@ func (x *HandoverPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandoverPhase.ProtoReflect.Descriptor instead.
 func (*HandoverPhase) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HandoverPhase) GetName() string {
@@ -1606,7 +1707,7 @@ type ClusterReplication struct {
 
 func (x *ClusterReplication) Reset() {
 	*x = ClusterReplication{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1719,7 @@ func (x *ClusterReplication) String() string {
 func (*ClusterReplication) ProtoMessage() {}
 
 func (x *ClusterReplication) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[9]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1732,7 @@ func (x *ClusterReplication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterReplication.ProtoReflect.Descriptor instead.
 func (*ClusterReplication) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ClusterReplication) GetDestination() string {
@@ -1781,7 +1882,7 @@ type ClusterDump struct {
 
 func (x *ClusterDump) Reset() {
 	*x = ClusterDump{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1894,7 @@ func (x *ClusterDump) String() string {
 func (*ClusterDump) ProtoMessage() {}
 
 func (x *ClusterDump) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[10]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1907,7 @@ func (x *ClusterDump) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterDump.ProtoReflect.Descriptor instead.
 func (*ClusterDump) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ClusterDump) GetRunning() bool {
@@ -1866,7 +1967,7 @@ type ExpirySweep struct {
 
 func (x *ExpirySweep) Reset() {
 	*x = ExpirySweep{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +1979,7 @@ func (x *ExpirySweep) String() string {
 func (*ExpirySweep) ProtoMessage() {}
 
 func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[11]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +1992,7 @@ func (x *ExpirySweep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpirySweep.ProtoReflect.Descriptor instead.
 func (*ExpirySweep) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExpirySweep) GetWalks() uint64 {
@@ -1932,7 +2033,7 @@ type OrphanProgress struct {
 
 func (x *OrphanProgress) Reset() {
 	*x = OrphanProgress{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2045,7 @@ func (x *OrphanProgress) String() string {
 func (*OrphanProgress) ProtoMessage() {}
 
 func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[12]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2058,7 @@ func (x *OrphanProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphanProgress.ProtoReflect.Descriptor instead.
 func (*OrphanProgress) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OrphanProgress) GetKeys() uint64 {
@@ -2013,7 +2114,7 @@ type BackupProgress struct {
 
 func (x *BackupProgress) Reset() {
 	*x = BackupProgress{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2126,7 @@ func (x *BackupProgress) String() string {
 func (*BackupProgress) ProtoMessage() {}
 
 func (x *BackupProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[13]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2139,7 @@ func (x *BackupProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupProgress.ProtoReflect.Descriptor instead.
 func (*BackupProgress) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BackupProgress) GetName() string {
@@ -2129,7 +2230,7 @@ type Backup struct {
 
 func (x *Backup) Reset() {
 	*x = Backup{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2242,7 @@ func (x *Backup) String() string {
 func (*Backup) ProtoMessage() {}
 
 func (x *Backup) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[14]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2255,7 @@ func (x *Backup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backup.ProtoReflect.Descriptor instead.
 func (*Backup) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Backup) GetName() string {
@@ -2234,6 +2335,89 @@ func (x *Backup) GetBytes() uint64 {
 	return 0
 }
 
+// BackupStatus sums up the backups in a node's backup-dir.
+type BackupStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many are complete.
+	Complete uint32 `protobuf:"varint,1,opt,name=complete,proto3" json:"complete,omitempty"`
+	// When the newest of them was made; absent when there is none.
+	NewestAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=newest_at,json=newestAt,proto3" json:"newest_at,omitempty"`
+	// Its name.
+	Newest string `protobuf:"bytes,3,opt,name=newest,proto3" json:"newest,omitempty"`
+	// Whether one is being made or deleted.
+	Running bool `protobuf:"varint,4,opt,name=running,proto3" json:"running,omitempty"`
+	// Bytes of the complete ones. Files are shared with the database, and between
+	// backups, as long as they are on the same file system and in use there.
+	Bytes         uint64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupStatus) Reset() {
+	*x = BackupStatus{}
+	mi := &file_flare_agent_v1_types_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupStatus) ProtoMessage() {}
+
+func (x *BackupStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_types_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupStatus.ProtoReflect.Descriptor instead.
+func (*BackupStatus) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *BackupStatus) GetComplete() uint32 {
+	if x != nil {
+		return x.Complete
+	}
+	return 0
+}
+
+func (x *BackupStatus) GetNewestAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NewestAt
+	}
+	return nil
+}
+
+func (x *BackupStatus) GetNewest() string {
+	if x != nil {
+		return x.Newest
+	}
+	return ""
+}
+
+func (x *BackupStatus) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *BackupStatus) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // ResyncProgress is how far a resync is.
 type ResyncProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2253,7 +2437,7 @@ type ResyncProgress struct {
 
 func (x *ResyncProgress) Reset() {
 	*x = ResyncProgress{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[15]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2449,7 @@ func (x *ResyncProgress) String() string {
 func (*ResyncProgress) ProtoMessage() {}
 
 func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[15]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2462,7 @@ func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
 func (*ResyncProgress) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResyncProgress) GetCatchUp() *CatchUpProgress {
@@ -2341,7 +2525,7 @@ type OptionStatus struct {
 
 func (x *OptionStatus) Reset() {
 	*x = OptionStatus{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[16]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2353,7 +2537,7 @@ func (x *OptionStatus) String() string {
 func (*OptionStatus) ProtoMessage() {}
 
 func (x *OptionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[16]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2366,7 +2550,7 @@ func (x *OptionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OptionStatus.ProtoReflect.Descriptor instead.
 func (*OptionStatus) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OptionStatus) GetKey() string {
@@ -2449,7 +2633,7 @@ type OptionVerdict struct {
 
 func (x *OptionVerdict) Reset() {
 	*x = OptionVerdict{}
-	mi := &file_flare_agent_v1_types_proto_msgTypes[17]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2645,7 @@ func (x *OptionVerdict) String() string {
 func (*OptionVerdict) ProtoMessage() {}
 
 func (x *OptionVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_agent_v1_types_proto_msgTypes[17]
+	mi := &file_flare_agent_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2658,7 @@ func (x *OptionVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OptionVerdict.ProtoReflect.Descriptor instead.
 func (*OptionVerdict) Descriptor() ([]byte, []int) {
-	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_flare_agent_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OptionVerdict) GetKey() string {
@@ -2591,13 +2775,19 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\rrewound_bytes\x18\a \x01(\x04R\frewoundBytes\x12(\n" +
 	"\x10rewinds_given_up\x18\b \x01(\x04R\x0erewindsGivenUp\x12\x1a\n" +
 	"\bfallback\x18\x14 \x01(\x04R\bfallback\x12\x16\n" +
-	"\x06purged\x18\x15 \x01(\x04R\x06purged\"\xa8\x01\n" +
+	"\x06purged\x18\x15 \x01(\x04R\x06purged\"\x9b\x02\n" +
 	"\tLogStatus\x12\x14\n" +
 	"\x05files\x18\x01 \x01(\x04R\x05files\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12%\n" +
 	"\x0earchived_files\x18\x03 \x01(\x04R\rarchivedFiles\x12%\n" +
 	"\x0earchived_bytes\x18\x04 \x01(\x04R\rarchivedBytes\x12!\n" +
-	"\foldest_index\x18\x05 \x01(\x04R\voldestIndex\"\xe8\b\n" +
+	"\foldest_index\x18\x05 \x01(\x04R\voldestIndex\x12#\n" +
+	"\roverdue_bytes\x18\x06 \x01(\x04R\foverdueBytes\x12$\n" +
+	"\x0egiven_up_files\x18\a \x01(\x04R\fgivenUpFiles\x12&\n" +
+	"\x0fgiven_up_reason\x18\b \x01(\tR\rgivenUpReason\"=\n" +
+	"\rStreamRefusal\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xe8\t\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -2622,7 +2812,9 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\vconnections\x18\x11 \x01(\rR\vconnections\x12>\n" +
 	"\fexpiry_sweep\x18\x12 \x01(\v2\x1b.flare.agent.v1.ExpirySweepR\vexpirySweep\x12S\n" +
 	"\x13cluster_replication\x18\x13 \x01(\v2\".flare.agent.v1.ClusterReplicationR\x12clusterReplication\x12+\n" +
-	"\x03log\x182 \x01(\v2\x19.flare.agent.v1.LogStatusR\x03log\x12=\n" +
+	"\x03log\x182 \x01(\v2\x19.flare.agent.v1.LogStatusR\x03log\x126\n" +
+	"\abackups\x183 \x01(\v2\x1c.flare.agent.v1.BackupStatusR\abackups\x12F\n" +
+	"\x0fstream_refusals\x184 \x03(\v2\x1d.flare.agent.v1.StreamRefusalR\x0estreamRefusals\x12=\n" +
 	"\rlast_handover\x18( \x01(\v2\x18.flare.agent.v1.HandoverR\flastHandover\x12\x1c\n" +
 	"\thandovers\x18) \x01(\x04R\thandovers\x12)\n" +
 	"\x10handovers_failed\x18* \x01(\x04R\x0fhandoversFailed\x12\"\n" +
@@ -2711,7 +2903,13 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	" \x01(\rR\x05files\x12\x14\n" +
 	"\x05bytes\x18\v \x01(\x04R\x05bytesB\f\n" +
 	"\n" +
-	"_partition\"\xe5\x01\n" +
+	"_partition\"\xab\x01\n" +
+	"\fBackupStatus\x12\x1a\n" +
+	"\bcomplete\x18\x01 \x01(\rR\bcomplete\x127\n" +
+	"\tnewest_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnewestAt\x12\x16\n" +
+	"\x06newest\x18\x03 \x01(\tR\x06newest\x12\x18\n" +
+	"\arunning\x18\x04 \x01(\bR\arunning\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xe5\x01\n" +
 	"\x0eResyncProgress\x12:\n" +
 	"\bcatch_up\x18\x01 \x01(\v2\x1f.flare.agent.v1.CatchUpProgressR\acatchUp\x12%\n" +
 	"\x03lsn\x18\x02 \x01(\v2\x13.flare.agent.v1.LsnR\x03lsn\x122\n" +
@@ -2795,7 +2993,7 @@ func file_flare_agent_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_flare_agent_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_flare_agent_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_flare_agent_v1_types_proto_goTypes = []any{
 	(Role)(0),                     // 0: flare.agent.v1.Role
 	(State)(0),                    // 1: flare.agent.v1.State
@@ -2810,68 +3008,73 @@ var file_flare_agent_v1_types_proto_goTypes = []any{
 	(*CatchUp)(nil),               // 10: flare.agent.v1.CatchUp
 	(*CatchUpCounts)(nil),         // 11: flare.agent.v1.CatchUpCounts
 	(*LogStatus)(nil),             // 12: flare.agent.v1.LogStatus
-	(*NodeStatus)(nil),            // 13: flare.agent.v1.NodeStatus
-	(*Handover)(nil),              // 14: flare.agent.v1.Handover
-	(*HandoverPhase)(nil),         // 15: flare.agent.v1.HandoverPhase
-	(*ClusterReplication)(nil),    // 16: flare.agent.v1.ClusterReplication
-	(*ClusterDump)(nil),           // 17: flare.agent.v1.ClusterDump
-	(*ExpirySweep)(nil),           // 18: flare.agent.v1.ExpirySweep
-	(*OrphanProgress)(nil),        // 19: flare.agent.v1.OrphanProgress
-	(*BackupProgress)(nil),        // 20: flare.agent.v1.BackupProgress
-	(*Backup)(nil),                // 21: flare.agent.v1.Backup
-	(*ResyncProgress)(nil),        // 22: flare.agent.v1.ResyncProgress
-	(*OptionStatus)(nil),          // 23: flare.agent.v1.OptionStatus
-	(*OptionVerdict)(nil),         // 24: flare.agent.v1.OptionVerdict
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*StreamRefusal)(nil),         // 13: flare.agent.v1.StreamRefusal
+	(*NodeStatus)(nil),            // 14: flare.agent.v1.NodeStatus
+	(*Handover)(nil),              // 15: flare.agent.v1.Handover
+	(*HandoverPhase)(nil),         // 16: flare.agent.v1.HandoverPhase
+	(*ClusterReplication)(nil),    // 17: flare.agent.v1.ClusterReplication
+	(*ClusterDump)(nil),           // 18: flare.agent.v1.ClusterDump
+	(*ExpirySweep)(nil),           // 19: flare.agent.v1.ExpirySweep
+	(*OrphanProgress)(nil),        // 20: flare.agent.v1.OrphanProgress
+	(*BackupProgress)(nil),        // 21: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                // 22: flare.agent.v1.Backup
+	(*BackupStatus)(nil),          // 23: flare.agent.v1.BackupStatus
+	(*ResyncProgress)(nil),        // 24: flare.agent.v1.ResyncProgress
+	(*OptionStatus)(nil),          // 25: flare.agent.v1.OptionStatus
+	(*OptionVerdict)(nil),         // 26: flare.agent.v1.OptionVerdict
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_flare_agent_v1_types_proto_depIdxs = []int32{
 	7,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
-	25, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
+	27, // 1: flare.agent.v1.ReplicaStatus.lag:type_name -> google.protobuf.Duration
 	2,  // 2: flare.agent.v1.ReplicaStatus.tier:type_name -> flare.agent.v1.Tier
 	9,  // 3: flare.agent.v1.ReplicaStatus.progress:type_name -> flare.agent.v1.CatchUpProgress
 	3,  // 4: flare.agent.v1.CatchUpProgress.phase:type_name -> flare.agent.v1.CatchUpPhase
 	2,  // 5: flare.agent.v1.CatchUpProgress.tier:type_name -> flare.agent.v1.Tier
-	26, // 6: flare.agent.v1.CatchUpProgress.since:type_name -> google.protobuf.Timestamp
-	25, // 7: flare.agent.v1.CatchUpProgress.eta:type_name -> google.protobuf.Duration
+	28, // 6: flare.agent.v1.CatchUpProgress.since:type_name -> google.protobuf.Timestamp
+	27, // 7: flare.agent.v1.CatchUpProgress.eta:type_name -> google.protobuf.Duration
 	2,  // 8: flare.agent.v1.CatchUp.tier:type_name -> flare.agent.v1.Tier
 	7,  // 9: flare.agent.v1.CatchUp.master_lsn:type_name -> flare.agent.v1.Lsn
 	9,  // 10: flare.agent.v1.CatchUp.progress:type_name -> flare.agent.v1.CatchUpProgress
-	26, // 11: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
+	28, // 11: flare.agent.v1.NodeStatus.started_at:type_name -> google.protobuf.Timestamp
 	0,  // 12: flare.agent.v1.NodeStatus.role:type_name -> flare.agent.v1.Role
 	1,  // 13: flare.agent.v1.NodeStatus.state:type_name -> flare.agent.v1.State
 	7,  // 14: flare.agent.v1.NodeStatus.lsn:type_name -> flare.agent.v1.Lsn
 	8,  // 15: flare.agent.v1.NodeStatus.replicas:type_name -> flare.agent.v1.ReplicaStatus
 	10, // 16: flare.agent.v1.NodeStatus.catch_up:type_name -> flare.agent.v1.CatchUp
 	11, // 17: flare.agent.v1.NodeStatus.catch_up_counts:type_name -> flare.agent.v1.CatchUpCounts
-	18, // 18: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
-	16, // 19: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
+	19, // 18: flare.agent.v1.NodeStatus.expiry_sweep:type_name -> flare.agent.v1.ExpirySweep
+	17, // 19: flare.agent.v1.NodeStatus.cluster_replication:type_name -> flare.agent.v1.ClusterReplication
 	12, // 20: flare.agent.v1.NodeStatus.log:type_name -> flare.agent.v1.LogStatus
-	14, // 21: flare.agent.v1.NodeStatus.last_handover:type_name -> flare.agent.v1.Handover
-	7,  // 22: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
-	26, // 23: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
-	25, // 24: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
-	15, // 25: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
-	25, // 26: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
-	7,  // 27: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
-	25, // 28: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
-	17, // 29: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
-	25, // 30: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
-	21, // 31: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
-	26, // 32: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
-	7,  // 33: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
-	9,  // 34: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
-	7,  // 35: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
-	7,  // 36: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
-	2,  // 37: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
-	4,  // 38: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
-	5,  // 39: flare.agent.v1.OptionStatus.source:type_name -> flare.agent.v1.OptionSource
-	6,  // 40: flare.agent.v1.OptionVerdict.outcome:type_name -> flare.agent.v1.OptionOutcome
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	23, // 21: flare.agent.v1.NodeStatus.backups:type_name -> flare.agent.v1.BackupStatus
+	13, // 22: flare.agent.v1.NodeStatus.stream_refusals:type_name -> flare.agent.v1.StreamRefusal
+	15, // 23: flare.agent.v1.NodeStatus.last_handover:type_name -> flare.agent.v1.Handover
+	7,  // 24: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
+	28, // 25: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
+	27, // 26: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
+	16, // 27: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
+	27, // 28: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
+	7,  // 29: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
+	27, // 30: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
+	18, // 31: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
+	27, // 32: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
+	22, // 33: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
+	28, // 34: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 35: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
+	28, // 36: flare.agent.v1.BackupStatus.newest_at:type_name -> google.protobuf.Timestamp
+	9,  // 37: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
+	7,  // 38: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
+	7,  // 39: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
+	2,  // 40: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
+	4,  // 41: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
+	5,  // 42: flare.agent.v1.OptionStatus.source:type_name -> flare.agent.v1.OptionSource
+	6,  // 43: flare.agent.v1.OptionVerdict.outcome:type_name -> flare.agent.v1.OptionOutcome
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_types_proto_init() }
@@ -2879,15 +3082,15 @@ func file_flare_agent_v1_types_proto_init() {
 	if File_flare_agent_v1_types_proto != nil {
 		return
 	}
-	file_flare_agent_v1_types_proto_msgTypes[6].OneofWrappers = []any{}
-	file_flare_agent_v1_types_proto_msgTypes[14].OneofWrappers = []any{}
+	file_flare_agent_v1_types_proto_msgTypes[7].OneofWrappers = []any{}
+	file_flare_agent_v1_types_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_types_proto_rawDesc), len(file_flare_agent_v1_types_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
