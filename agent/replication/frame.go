@@ -13,8 +13,10 @@ import (
 	"github.com/flarekv/flare/proto/topology"
 )
 
-// A frame is a 9 byte header (payload length u32, type u8, CRC-32C of type and
-// payload u32) and a payload. All numbers are big endian; strings and lists have
+// A frame is a 13 byte header (payload length u32, type u8, CRC-32C of type and
+// payload u32, CRC-32C of these 9 bytes u32) and a payload. The header has a checksum
+// of its own because a length that is wrong would have a reader wait for a payload
+// that never ends, with a peer that is obviously alive. All numbers are big endian; strings and lists have
 // a u32 length or count before them.
 
 type frameType uint8
@@ -54,7 +56,7 @@ func (t frameType) String() string {
 }
 
 const (
-	frameHeaderSize = 9
+	frameHeaderSize = 13
 	// maxFrame bounds every payload; a batch is about as large as the largest value.
 	maxFrame = 1<<30 + 1<<20
 	// frameChunk is how much memory a length is trusted for before its bytes arrive.
@@ -91,6 +93,7 @@ func writeFrame(w io.Writer, t frameType, payload []byte) error {
 	binary.BigEndian.PutUint32(h[:], uint32(len(payload)))
 	h[4] = byte(t)
 	binary.BigEndian.PutUint32(h[5:], frameCRC(t, payload))
+	binary.BigEndian.PutUint32(h[9:], crc32.Checksum(h[:9], castagnoli))
 	if _, err := w.Write(h[:]); err != nil {
 		return err
 	}
@@ -105,6 +108,9 @@ func readFrame(r *bufio.Reader) (frameType, []byte, error) {
 		return 0, nil, err
 	}
 	n, t := int(binary.BigEndian.Uint32(h[:])), frameType(h[4])
+	if binary.BigEndian.Uint32(h[9:]) != crc32.Checksum(h[:9], castagnoli) {
+		return 0, nil, fmt.Errorf("%w: checksum of a header", errBadFrame)
+	}
 	if t == 0 || t >= frameEnd {
 		return 0, nil, refuse(refusedUnknown, "%w: unknown type %d", errBadFrame, h[4])
 	}

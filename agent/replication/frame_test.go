@@ -57,6 +57,8 @@ func TestDamagedFrames(t *testing.T) {
 		"payload":        {edit(frameHeaderSize, 'B'), errBadFrame},
 		"checksum":       {edit(5, good[5]+1), errBadFrame},
 		"too long":       {edit(0, 0xff), errBadFrame},
+		"a bit longer":   {edit(2, 1), errBadFrame}, // told before the rest has come
+		"header check":   {edit(9, good[9]+1), errBadFrame},
 		"cut in header":  {good[:4], io.ErrUnexpectedEOF},
 		"cut in payload": {good[:len(good)-1], io.ErrUnexpectedEOF},
 		"no payload":     {good[:frameHeaderSize], io.ErrUnexpectedEOF},
