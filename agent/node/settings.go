@@ -195,10 +195,15 @@ func (s *Server) report(wanted options.Options, named []options.Setting, err err
 const textName = "options"
 
 // tune gives RocksDB its own among the wanted options that can change now: all, or
-// none and an error that is a *options.ParseError.
+// none and an error that is a *options.ParseError. What waits for the next start is
+// looked at, so that this does not fail over it.
 func (s *Server) tune(file string, wanted options.Options, named []options.Setting) error {
 	next := s.live.Load().WithLive(wanted)
-	return engineRefusal(file, named, s.db.Tune(next.EngineValues()))
+	err := s.db.CheckTuning(nil, wanted.EngineValues())
+	if err == nil {
+		err = s.db.Tune(next.EngineValues())
+	}
+	return engineRefusal(file, named, err)
 }
 
 // engineRefusal makes what RocksDB says of options a problem of the lines that they
