@@ -63,7 +63,7 @@ tools:
 	@cd .tools && CGO_ENABLED=0 $(GO) build -o $(BIN)/ tool
 
 ##@ Check
-.PHONY: test test-kill test-simulation fuzz lint e2e bench bench-packages
+.PHONY: test test-kill test-simulation fuzz lint e2e bench bench-replication bench-packages
 test: deps ## All unit and integration tests, with the race detector
 	e2e/test.sh
 
@@ -86,6 +86,9 @@ e2e: ## End-to-end suite on the local Kubernetes (SUITE=smoke)
 bench: build ## Ratios to memcached and db_bench on this machine (ONLY=text: lines with that in their name)
 	@e2e/deps.sh memcached rocksdb-tools
 	@$(GO) build -o $(BIN)/ ./e2e/bench && $(BIN)/bench -bin $(BIN) -only "$(ONLY)"
+
+bench-replication: build ## What replication costs and how quick it is, beside one writer and cp (MB=400)
+	@$(GO) build -o $(BIN)/ ./e2e/bench && $(BIN)/bench -bin $(BIN) -keys 20000 -replication $(or $(MB),400)
 
 bench-packages: ## Go benchmarks of the packages that carry the load
 	$(GO) test -run '^$$' -bench . -benchmem ./proto/text ./agent/storage ./agent/node

@@ -33,6 +33,7 @@ type workload struct {
 	depth    int // requests in flight on a connection
 	conns    int
 	valueLen int
+	random   []byte   // what values are cut out of; nil for one value of v's, which alone can be read back
 	keys     []string // chosen uniformly; all of one length
 }
 
@@ -141,7 +142,7 @@ func (c *client) burst() error {
 		switch {
 		case c.rng.IntN(100) >= c.w.reads:
 			c.kinds[i] = opSet
-			c.out = appendSet(c.out, c.key(), c.value)
+			c.out = appendSet(c.out, c.key(), c.next())
 		case c.w.multi > 1:
 			c.kinds[i] = opMultiGet
 			c.out = append(c.out, "get"...)
@@ -167,6 +168,15 @@ func (c *client) burst() error {
 	c.latency.record(time.Since(start))
 	c.ops += uint64(len(c.kinds))
 	return nil
+}
+
+// next returns the value to be stored.
+func (c *client) next() []byte {
+	if c.w.random == nil {
+		return c.value
+	}
+	at := c.rng.IntN(len(c.w.random) - c.w.valueLen)
+	return c.w.random[at : at+c.w.valueLen]
 }
 
 func (c *client) key() string { return c.w.keys[c.rng.IntN(len(c.w.keys))] }
@@ -246,7 +256,7 @@ func (w workload) fill(addr string) error {
 		part := w.keys[i:min(i+burst, len(w.keys))]
 		c.out = c.out[:0]
 		for _, k := range part {
-			c.out = appendSet(c.out, k, c.value)
+			c.out = appendSet(c.out, k, c.next())
 		}
 		c.nc.SetDeadline(time.Now().Add(30 * time.Second))
 		if _, err := c.nc.Write(c.out); err != nil {

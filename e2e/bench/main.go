@@ -31,6 +31,7 @@ type config struct {
 	conns  int
 	keys   int
 	only   string
+	behind int // MB written while a replica is away; 0 for the other comparisons
 }
 
 func main() {
@@ -41,6 +42,7 @@ func main() {
 	flag.IntVar(&c.conns, "conns", 32, "connections")
 	flag.IntVar(&c.keys, "keys", 200_000, "keys")
 	flag.StringVar(&c.only, "only", "", "only the lines whose name contains this")
+	flag.IntVar(&c.behind, "replication", 0, "measure replication instead, with so many MB written while a replica is away")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -63,6 +65,9 @@ func (c config) run(ctx context.Context) error {
 	}
 	fmt.Printf("%d processors; %d connections; %d keys of %d bytes; %d rounds of %v a line, both sides in turn\n",
 		runtime.NumCPU(), c.conns, c.keys, len(b.keys[0]), c.rounds, c.time)
+	if c.behind > 0 {
+		return b.replication(ctx, c.behind)
+	}
 	fmt.Printf("memcached: %s; flared: %s\n", strings.Join(memcachedArgs, " "), strings.Join(flaredArgs, " "))
 	return errors.Join(b.againstMemcached(ctx), b.synced(ctx), b.wrongNode(ctx))
 }
