@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -252,6 +253,10 @@ func (c *conn) get() {
 		return
 	}
 	withVersion := c.req.Command == text.CmdGets
+	if c.s.readRefused() != leaseNone && !c.awaitReadable() {
+		c.out = append(c.out, replyNoRead...)
+		return
+	}
 	t := c.s.maps.table()
 	for _, key := range c.req.Keys {
 		hash := c.s.hash(key)
@@ -278,6 +283,28 @@ func (c *conn) get() {
 		}
 	}
 	c.out = append(c.out, text.ReplyEnd...)
+}
+
+// awaitReadable waits for the first lease of a new master if a key belongs to its
+// partition; false if this node must not answer.
+func (c *conn) awaitReadable() bool {
+	own, ok := ownershipOf(c.s.maps.table())
+	if !ok || !slices.ContainsFunc(c.req.Keys, own.owns) {
+		return true
+	}
+	c.settle()
+	for deadline := time.Now().Add(c.s.failoverWait); ; {
+		wake := c.s.changed.wait()
+		switch c.s.readRefused() {
+		case leaseNone:
+			return true
+		case leaseLost:
+			return false
+		}
+		if left := time.Until(deadline); left <= 0 || !c.s.pause(wake, min(left, retryPause)) {
+			return false
+		}
+	}
 }
 
 func (c *conn) postponeRead(key []byte, hash uint64, node string) {
@@ -380,7 +407,7 @@ func (c *conn) settle() {
 	// One wait, for the last position, covers all commits.
 	c.w.pipe.Wait()
 	var high, everyone topology.LSN
-	rebuild := false
+	rebuild, alone := false, false
 	for i := range c.pending {
 		p := &c.pending[i]
 		if p.kind != pendingCommit {
@@ -394,6 +421,7 @@ func (c *conn) settle() {
 		} else if p.sync && high.Less(lsn) {
 			high = lsn
 		}
+		alone = alone || err == nil && p.alone()
 		if err == nil && p.everyone && everyone.Less(lsn) {
 			everyone = lsn
 		}
@@ -404,7 +432,8 @@ func (c *conn) settle() {
 	if !everyone.IsZero() {
 		c.s.awaitSlaves(everyone)
 	}
-	if !rebuild && !late {
+	lost := alone && c.s.gate.unleased()
+	if !rebuild && !late && !lost {
 		clear(c.pending) // commits may be large
 		c.pending = c.pending[:0]
 		return
@@ -425,6 +454,8 @@ func (c *conn) settle() {
 				dst = append(dst, p.failure...)
 			case late && p.sync:
 				dst = append(dst, text.ReplyReplicationTime...)
+			case lost && p.alone():
+				dst = append(dst, replyLeaseLost...)
 			default:
 				dst = append(dst, c.out[p.at:from]...)
 			}

@@ -71,6 +71,13 @@ type execution struct {
 	everyone bool // it also waits for slaves that cannot stream, as long as they answer
 }
 
+// alone reports whether an answer stands with nobody but this node having the write.
+func (e execution) alone() bool { return !e.sync && !e.copied }
+
+// replyLeaseLost is the answer to a write that was executed and not answered before
+// the lease ended: whoever is master now may not have it.
+const replyLeaseLost = "SERVER_ERROR lease_lost\r\n"
+
 // write executes a request if the gate lets it, and appends its answer to dst;
 // finish tells whether that stands. With a state other than gateOpen nothing
 // happened.
@@ -128,6 +135,8 @@ func (w *writer) finish(e execution) (failure string) {
 		return w.s.notCommitted(e, err)
 	case e.sync && w.s.awaitReplicas(lsn) != nil:
 		return text.ReplyReplicationTime
+	case e.alone() && w.s.gate.unleased():
+		return replyLeaseLost
 	}
 	if e.everyone {
 		w.s.awaitSlaves(lsn)
@@ -361,7 +370,11 @@ func (s *Server) settleRead(dst []byte, req *text.Request, c *call, node string,
 	for {
 		if c == nil {
 			wake := s.changed.wait()
-			switch r := s.maps.table().routeRead(key, req.Via, slices.Concat(avoid, useless), rand.Uint32()); r.action {
+			r := s.maps.table().routeRead(key, req.Via, slices.Concat(avoid, useless), rand.Uint32())
+			if r.action == actLocal && s.readRefused() != leaseNone {
+				r.action = actWait
+			}
+			switch r.action {
 			case actLocal:
 				dst, found, err := s.readLocal(dst, key, withVersion)
 				if err == nil {

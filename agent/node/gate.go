@@ -1,6 +1,11 @@
 package node
 
-import "sync"
+import (
+	"sync"
+	"time"
+
+	"github.com/flarekv/flare/proto/topology"
+)
 
 // gateState tells what happens to a write that this node should execute.
 type gateState uint8
@@ -23,10 +28,15 @@ type gate struct {
 	partition int
 	epoch     uint64
 	reason    string // machine-readable, with gateRefuse and gateWait
+	leased    bool   // what is let in needs a lease, too
+
+	lease lease
 }
 
-func newGate(changed *broadcast) *gate {
-	return &gate{changed: changed, partition: -1, reason: "starting"}
+// newGate returns a gate that is closed. now is a clock that never goes back, and
+// whose times are all greater than 0.
+func newGate(changed *broadcast, now func() time.Duration) *gate {
+	return &gate{changed: changed, partition: -1, reason: "starting", lease: lease{now: now}}
 }
 
 // enter passes the gate for a write to a partition. When it returns gateOpen
@@ -35,14 +45,16 @@ func newGate(changed *broadcast) *gate {
 // everybody to leave.
 func (g *gate) enter(partition int) (gateState, string) {
 	g.mu.RLock()
-	if g.state == gateOpen && g.partition == partition {
+	if g.state == gateOpen && g.partition == partition && (!g.leased || g.lease.valid()) {
 		return gateOpen, ""
 	}
 	defer g.mu.RUnlock()
-	switch g.state {
-	case gateOpen:
+	switch {
+	case g.state == gateOpen && g.partition == partition:
+		return g.lease.refusal()
+	case g.state == gateOpen:
 		return gateWait, "other_partition"
-	case gateCopy:
+	case g.state == gateCopy:
 		return gateWait, "copying"
 	}
 	return g.state, g.reason
@@ -70,25 +82,29 @@ func (g *gate) copying() bool {
 
 func (g *gate) leave() { g.mu.RUnlock() }
 
-// open lets writes to the partition in.
-func (g *gate) open(partition int, epoch uint64) {
-	g.set(gateOpen, partition, epoch, "")
+// open lets writes to the partition in; with leased only while there is a lease.
+func (g *gate) open(partition int, epoch uint64, leased bool) {
+	g.set(gateOpen, partition, epoch, "", leased)
 }
 
 // openCopy lets in what the partition's master sends.
 func (g *gate) openCopy(partition int, epoch uint64) {
-	g.set(gateCopy, partition, epoch, "")
+	g.set(gateCopy, partition, epoch, "", false)
 }
 
 // close lets writes wait, or refuses them.
 func (g *gate) close(state gateState, reason string) {
-	g.set(state, -1, 0, reason)
+	g.set(state, -1, 0, reason, false)
 }
 
-func (g *gate) set(state gateState, partition int, epoch uint64, reason string) {
+func (g *gate) set(state gateState, partition int, epoch uint64, reason string, leased bool) {
 	g.mu.Lock()
-	same := g.state == state && g.partition == partition && g.epoch == epoch && g.reason == reason
-	g.state, g.partition, g.epoch, g.reason = state, partition, epoch, reason
+	same := g.state == state && g.partition == partition && g.epoch == epoch && g.reason == reason && g.leased == leased
+	g.state, g.partition, g.epoch, g.reason, g.leased = state, partition, epoch, reason, leased
+	if !same {
+		// A gate that was closed meanwhile needs another lease than before.
+		g.lease.reset()
+	}
 	g.mu.Unlock()
 	if !same {
 		g.changed.fire()
@@ -100,4 +116,47 @@ func (g *gate) status() (gateState, string) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	return g.state, g.reason
+}
+
+// renew takes a lease for writes to a partition in an epoch: from token, a time of
+// the gate's clock, for ttl. It returns why the lease does not count, if it does not.
+func (g *gate) renew(partition int, epoch uint64, token, ttl time.Duration, source leaseSource) (reason string) {
+	// A lock for reading keeps the gate as it is and commits going.
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	switch {
+	case g.state != gateOpen || !g.leased:
+		return "not_writing"
+	case g.partition != partition:
+		return "other_partition"
+	case g.epoch != epoch:
+		return "stale_epoch"
+	}
+	reason, regained := g.lease.renew(token, min(ttl, topology.LeaseTTL), source)
+	if regained {
+		g.changed.fire()
+	}
+	return reason
+}
+
+// unleased reports whether a write that has passed the gate must not be answered as
+// done any more, unless all replicas in sync have it: time has gone by, and another
+// master may have begun.
+func (g *gate) unleased() bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.state == gateOpen && g.leased && !g.lease.valid()
+}
+
+// leaseStatus returns the lease, for reports and for who renews it.
+func (g *gate) leaseStatus() leaseStatus {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.state != gateOpen {
+		return g.lease.status(leaseNone, -1, 0)
+	}
+	if !g.leased {
+		return g.lease.status(leaseNotRequired, g.partition, g.epoch)
+	}
+	return g.lease.status(leaseHeld, g.partition, g.epoch)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/flarekv/flare/agent/replication"
 	"github.com/flarekv/flare/agent/storage"
+	"github.com/flarekv/flare/proto/topology"
 )
 
 // roleRetry is the pause after a promotion that failed in the database.
@@ -29,6 +30,8 @@ type roleKeeper struct {
 	catchUp func(duty) catcher
 	// excluded tells which slaves are known to be unable to read the log.
 	excluded func(node string) bool
+	leases   bool                 // writes need a lease where the index gives epochs
+	now      func() time.Duration // the clock of leases and promises
 
 	stepMu sync.Mutex // held while roles change
 	homes  homes      // guarded by stepMu
@@ -36,10 +39,14 @@ type roleKeeper struct {
 	mu       sync.Mutex
 	leaving  bool
 	tenure   tenure
-	catcher  catcher  // nil when none runs
-	followed duty     // that it runs for
-	stop     func()   // ends it and waits for its end
-	former   catchUps // of those that ended
+	promised promise // to the master that is, or was, followed
+	mark     promiseMark
+	unmark   *time.Timer // looks whether the promise is over; nil before the first
+	awaited  uint64      // epoch that a promise has kept from beginning, once logged
+	catcher  catcher     // nil when none runs
+	followed duty        // that it runs for
+	stop     func()      // ends it and waits for its end
+	former   catchUps    // of those that ended
 }
 
 // A catcher gets data from other nodes until its context ends.
@@ -62,6 +69,7 @@ func (k *roleKeeper) run(ctx context.Context) {
 		case <-ctx.Done():
 			k.stopCatcher()
 			k.gate.close(gateWait, "stopping")
+			k.forget()
 			k.source.StepDown()
 			return
 		case <-wake:
@@ -112,6 +120,10 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 		return 0
 	}
 	if p.begin {
+		if wait := k.bound(d); wait > 0 {
+			// What the former master still writes until then belongs to what we begin with.
+			return wait
+		}
 		k.stopCatcher()
 		k.resign("promotion")
 		lsn, err := k.db.BeginEpoch(ctx, p.epoch, d.partition)
@@ -150,7 +162,7 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 // needs mu.
 func (k *roleKeeper) admit() {
 	if t := k.tenure; t.held && !t.paused && !k.leaving {
-		k.gate.open(t.partition, t.epoch)
+		k.gate.open(t.partition, t.epoch, k.leases && t.granted > 0)
 	}
 }
 
@@ -182,6 +194,80 @@ func (k *roleKeeper) dropIncoming() {
 	if err := k.db.DropIncoming(); err != nil {
 		k.logger.Warn("cannot remove an interrupted copy", "error", err)
 	}
+}
+
+// promise lets a master that is followed go on for ttl without the index, if the map
+// says that it is the master, and binds this node not to take its place meanwhile.
+func (k *roleKeeper) promise(master string, partition int, epoch uint64, ttl time.Duration) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	// The map is looked at under the lock: bound, which comes after a map that names
+	// this node, sees the promise, or the promise sees that map.
+	if !mayPromise(dutyOf(k.maps.table()), master, partition, epoch, ttl) {
+		return false
+	}
+	if err := k.mark.put(); err != nil {
+		k.logger.Error("the master gets no promise", "reason", "promise_not_kept", "error", err)
+		return false
+	}
+	k.bind(k.promised.extend(partition, epoch, k.now(), ttl))
+	return true
+}
+
+// bind takes over a promise that has its mark; it needs mu.
+func (k *roleKeeper) bind(p promise) {
+	k.promised = p
+	if left := p.until - k.now(); k.unmark == nil {
+		k.unmark = time.AfterFunc(left, k.unbind)
+	} else {
+		k.unmark.Reset(left)
+	}
+}
+
+// unbind removes the mark of a promise that is over.
+func (k *roleKeeper) unbind() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.now() < k.promised.until {
+		return // there is a later one, with a timer of its own
+	}
+	if err := k.mark.drop(); err != nil {
+		k.logger.Warn("the next start takes this node for bound by a promise", "error", err)
+	}
+}
+
+// remember binds this node by the promise that a former process has left a mark of.
+// Which partition it was about and when it was given is not known, but that it was
+// before this process began.
+func (k *roleKeeper) remember(dataDir string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var found bool
+	if k.mark, found = findMark(dataDir); found {
+		k.bind(promise{partition: topology.NoPartition, until: k.now() + topology.LeaseHold(topology.LeaseTTL)})
+	}
+}
+
+// forget lets the mark stay for the next process, if there is one.
+func (k *roleKeeper) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.unmark != nil {
+		k.unmark.Stop()
+	}
+}
+
+// bound returns for how long a promise keeps this node from the duty of a master.
+func (k *roleKeeper) bound(d duty) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	wait := k.promised.left(d.partition, d.epoch, k.now())
+	if wait > 0 && k.awaited != d.epoch {
+		k.awaited = d.epoch
+		k.logger.Warn("named master, but the former one may take writes for a while yet", "reason", "promised",
+			"partition", d.partition, "map_epoch", d.epoch, "wait", wait.String())
+	}
+	return wait
 }
 
 // streaming returns the members that may read the log. Writes never wait for the

@@ -71,6 +71,8 @@ type Server struct {
 	failoverWait time.Duration
 	minTimeout   time.Duration // of a request to another node
 
+	born    time.Time                       // origin of the clock of leases
+	urgent  *broadcast                      // a lease is wanted, or not any more
 	live    atomic.Pointer[options.Options] // in force; never modified
 	db      *storage.DB
 	changed *broadcast // a new node map, or the gate
@@ -134,6 +136,8 @@ func New(cfg Config) (*Server, error) {
 		minTimeout:   cmp.Or(cfg.RequestTimeout, defaultRequestTimeout),
 		db:           cfg.DB,
 		changed:      newBroadcast(),
+		born:         time.Now().Add(-time.Second),
+		urgent:       newBroadcast(),
 		conns:        map[*conn]struct{}{},
 	}
 	if s.clock == nil {
@@ -154,7 +158,7 @@ func New(cfg Config) (*Server, error) {
 	s.apply(s.readBack(cfg.Options))
 	s.maps = newNodeMap(s.self, s.changed, s.logger)
 	s.maps.netmask, s.maps.clock = cfg.Options.ProxyPriorNetmask, s.clock
-	s.gate = newGate(s.changed)
+	s.gate = newGate(s.changed, s.sinceBorn)
 	s.peers = newPeers(&s.counters.traffic, s.tasks, s.threadType, cfg.Options.ProxyConcurrency,
 		func() int { return s.live.Load().MaxTotalThreadQueue }, s.logger)
 	s.index = &indexClient{
@@ -172,8 +176,10 @@ func New(cfg Config) (*Server, error) {
 	s.roles = &roleKeeper{
 		maps: s.maps, gate: s.gate, db: s.db, source: s.source,
 		logger: s.logger, changed: s.changed, catchUp: s.newCatcher, excluded: s.relays.cannotStream,
+		leases: cfg.Options.AgentSocket != "", now: s.sinceBorn,
 	}
 	s.handing = newHandovers(s)
+	s.roles.remember(cfg.Options.DataDir)
 	s.copying = copying{s: s, lost: make(chan struct{}, 1)}
 	s.status = statusKeeper{changed: s.changed, reason: "starting"}
 	return s, nil
@@ -220,6 +226,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background.Go(func() { s.relays.run(roleCtx) })
 	background.Go(func() { s.watcher.run(s.ctx) })
 	background.Go(func() { s.sweeper.run(s.ctx) })
+	background.Go(func() { s.keepLease(roleCtx) })
 	accepted := make(chan error, 2)
 	background.Go(func() { accepted <- s.accept(s.listener) })
 	if socket != nil {

@@ -78,7 +78,7 @@ func (v *service) WatchNode(_ *agentv1.WatchNodeRequest, stream grpc.ServerStrea
 	tick := time.NewTimer(watchInterval)
 	defer tick.Stop()
 	for {
-		changed, replicas := v.s.changed.wait(), v.s.source.Notify()
+		changed, replicas, urgent := v.s.changed.wait(), v.s.source.Notify(), v.s.urgent.wait()
 		if err := stream.Send(&agentv1.WatchNodeResponse{Status: v.s.nodeStatus()}); err != nil {
 			return err
 		}
@@ -89,10 +89,13 @@ func (v *service) WatchNode(_ *agentv1.WatchNodeRequest, stream grpc.ServerStrea
 		case <-tick.C:
 		case <-changed:
 		case <-replicas:
+		case <-urgent:
+			continue
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-urgent:
 		case <-time.After(watchPause):
 		}
 	}
@@ -156,6 +159,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		},
 	}
 	st.Serving = st.NotServingReason == ""
+	s.leaseProto(st)
 	if t := s.maps.table(); t != nil && t.known {
 		st.Role, st.State, st.Partition = roles[t.own.Role], states[t.own.State], agentv1.OptionalPartition(t.own.Partition)
 	}

@@ -149,6 +149,7 @@ func (s *Server) appendStats(dst []byte) ([]byte, error) {
 	inSync, least := s.source.InSync()
 	num("replication_in_sync_nodes", uint64(inSync))
 	num("replication_min_in_sync", uint64(least))
+	dst = s.appendLeaseStats(dst)
 	dst = s.appendLogStats(dst, st)
 	dst = s.appendClusterStats(dst)
 	return append(dst, text.ReplyEnd...), nil

@@ -33,8 +33,9 @@ func (s *Server) newSource() *replication.Source {
 			}
 			return 0
 		},
-		Changed: s.changed.fire,
-		Logger:  s.logger,
+		Changed:       s.changed.fire,
+		LeaseExtended: s.leaseExtended,
+		Logger:        s.logger,
 	})
 }
 
@@ -65,6 +66,9 @@ func (s *Server) newCatcher(d duty) catcher {
 				return fmt.Errorf("%w: %w", replication.ErrRefused, err)
 			}
 			return err
+		},
+		Promise: func(epoch uint64, ttl time.Duration) bool {
+			return s.roles.promise(d.master, d.partition, epoch, ttl)
 		},
 		Copier:    &slaveCopier{s: s, duty: d},
 		GiveUp:    (&surrender{s: s, partition: d.partition}).consider,

@@ -51,7 +51,8 @@ type Options struct {
 
 	ReplicationType         ReplicationType
 	ReplicationTimeout      time.Duration
-	ReplicationMinInSync    int           // nodes, the master included
+	ReplicationMinInSync    int // nodes, the master included
+	ReadWithoutLease        bool
 	ReconstructionInterval  time.Duration // of a dump, after each record
 	ReconstructionBwlimit   int           // KiB/s, 0 for no limit
 	ReconstructionMaxCopies int           // checkpoints sent at a time
@@ -124,6 +125,7 @@ func Default() Options {
 		ReplicationType:         Sync,
 		ReplicationTimeout:      2 * time.Second,
 		ReplicationMinInSync:    1,
+		ReadWithoutLease:        true,
 		ReconstructionMaxCopies: 1,
 		ExpirySweepInterval:     time.Hour,
 		ExpirySweepRate:         10000,

@@ -40,6 +40,7 @@ func TestDefaults(t *testing.T) {
 		"replication-type":                            "sync",
 		"replication-min-in-sync":                     "1",
 		"replication-timeout":                         "2000",
+		"read-without-lease":                          "true",
 		"reconstruction-bwlimit":                      "0",
 		"reconstruction-max-copies":                   "1",
 		"record-cache-size-mb":                        "64",

@@ -90,6 +90,8 @@ var table = append([]spec{
 		func(o *Options) *time.Duration { return &o.ReplicationTimeout }, time.Millisecond),
 	number("replication-min-in-sync", "nodes", 1, 8, live, "nodes of a partition, the master included, that must be in sync for it to take writes; below it they are answered SERVER_ERROR not_enough_in_sync; of no effect with replication-type async",
 		func(o *Options) *int { return &o.ReplicationMinInSync }, 1),
+	boolean("read-without-lease", live, "whether a master that may not take writes, because it has no lease, still answers get and gets for its partition; false: with SERVER_ERROR no lease, so that nobody reads what a successor may have changed",
+		func(o *Options) *bool { return &o.ReadWithoutLease }),
 	number("reconstruction-interval", "microseconds", 0, 60000000, live, "pause of the other node after each record of a dump that this node asks for; 0: none",
 		func(o *Options) *time.Duration { return &o.ReconstructionInterval }, time.Microsecond),
 	number("reconstruction-bwlimit", "KiB/s", 0, 1<<24, live, "rate at which this node copies another's database, as files or as a dump; 0: no limit",

@@ -46,6 +46,10 @@ type FollowerConfig struct {
 	RewindLimits history.RewindLimits
 	// Copier copies a master that cannot stream its log; nil if this node cannot.
 	Copier Copier
+	// Promise is asked whether the master may go on for ttl in an epoch although the
+	// index does not say so, with the promise that this node begins no later epoch
+	// meanwhile. May be nil: then it may not.
+	Promise func(epoch uint64, ttl time.Duration) bool
 	// GiveUp is told of every attempt that failed: the how manieth it is since one
 	// succeeded, and how long ago the first of them was. May be nil.
 	GiveUp func(ctx context.Context, failures int, since time.Duration)
@@ -262,6 +266,7 @@ type session struct {
 	amu     sync.Mutex
 	streams bool // applied is of the master's log
 	applied topology.LSN
+	lease   *leaseAck // to be sent
 
 	claim context.CancelFunc // ends the claim under way; nil if there is none
 	tasks sync.WaitGroup
@@ -480,6 +485,13 @@ func (s *session) common(t frameType, payload []byte) (bool, error) {
 		}
 		s.db.KeepFor(lacking)
 		return true, nil
+	case frameLeaseAsk:
+		ask, err := decodeLeaseAsk(payload)
+		if err != nil {
+			return false, &Error{"protocol_error", err}
+		}
+		s.answerLease(ask)
+		return true, nil
 	case frameError:
 		return false, refusedBy(payload)
 	}
@@ -561,11 +573,17 @@ func (s *session) acknowledge() error {
 	defer ticker.Stop()
 	for {
 		s.amu.Lock()
-		streams, applied := s.streams, s.applied
+		streams, applied, lease := s.streams, s.applied, s.lease
+		s.lease = nil
 		s.amu.Unlock()
 		t, payload := frameAlive, []byte(nil)
 		if streams {
 			t, payload = frameAck, appendLSN(nil, applied)
+		}
+		if lease != nil {
+			if err := s.send(frameLeaseAck, lease.encode()); err != nil {
+				return fmt.Errorf("acknowledge: %w", err)
+			}
 		}
 		if err := s.send(t, payload); err != nil {
 			return fmt.Errorf("acknowledge: %w", err)

@@ -41,12 +41,14 @@ const (
 	frameHave                                 // parts of the announced files that are there
 	frameKeys                                 // keys
 	frameValues                               // values
+	frameLeaseAsk                             // leaseAsk
+	frameLeaseAck                             // leaseAck
 	frameEnd
 )
 
 var frameNames = [frameEnd]string{"", "HELLO", "START", "BATCH", "HEARTBEAT", "ACK", "ALIVE", "IN_SYNC",
 	"CHECKPOINT_BEGIN", "FILE_BEGIN", "FILE_DATA", "FILE_END", "CHECKPOINT_DONE", "NOTICE", "ERROR", "LACKING",
-	"RESUME", "HAVE", "KEYS", "VALUES"}
+	"RESUME", "HAVE", "KEYS", "VALUES", "LEASE_ASK", "LEASE_ACK"}
 
 func (t frameType) String() string {
 	if t == 0 || t >= frameEnd {

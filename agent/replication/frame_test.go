@@ -143,6 +143,9 @@ func TestPayloads(t *testing.T) {
 	check("refusal", rf, rf.encode(), func(b []byte) (any, error) { return decodeRefusal(b) })
 	check("position", at(8, 9), appendLSN(nil, at(8, 9)), func(b []byte) (any, error) { return decodeLSN(frameAck, b) })
 	check("string", "text", appendString(nil, "text"), func(b []byte) (any, error) { return decodeString(frameResume, b) })
+	la, lk := leaseAsk{3, 4, 5000}, leaseAck{3, 4, true}
+	check("lease ask", la, la.encode(), func(b []byte) (any, error) { return decodeLeaseAsk(b) })
+	check("lease ack", lk, lk.encode(), func(b []byte) (any, error) { return decodeLeaseAck(b) })
 	check("number", uint32(7), binary.BigEndian.AppendUint32(nil, 7), func(b []byte) (any, error) { return decodeU32(frameFileEnd, b) })
 	for name, b := range map[string][]byte{
 		"a lineage that cannot be":   {0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff},
@@ -170,7 +173,7 @@ func TestFrameNames(t *testing.T) {
 			t.Errorf("frame type %d has no name", ft)
 		}
 	}
-	if s := frameEnd.String(); s != fmt.Sprint("frame type ", int(frameEnd)) {
+	if s := frameEnd.String(); s != fmt.Sprintf("frame type %d", frameEnd) {
 		t.Error(s)
 	}
 }

@@ -38,6 +38,8 @@ type Leader struct {
 	session uint64    // of the last grant in this epoch
 	head    topology.LSN
 	members []member // sorted by key
+
+	lease leaseRound
 }
 
 type member struct {
@@ -56,6 +58,8 @@ type member struct {
 	granted bool         // needs no other grant on this connection
 	asking  bool         // the index is being asked to leave it behind
 	rest    time.Time    // it does not join before, because it was too slow
+
+	promised uint64 // token of the last LeaseAsk it agreed to on this connection, 0 for none
 }
 
 // waited reports whether the member belongs to the wait set.
@@ -63,8 +67,9 @@ func (m *member) waited() bool { return m.active || m.grant != 0 || m.joining }
 
 // Effect is something the leader wants to be done: exactly one of its fields.
 type Effect struct {
-	Grant  *Grant
-	Behind *Behind
+	Grant    *Grant
+	Behind   *Behind
+	LeaseAsk *LeaseAsk
 }
 
 // Grant tells a follower that it is in sync.
@@ -120,6 +125,7 @@ func (l *Leader) Lead(epoch uint64, slaves []Member, now time.Time) []Effect {
 			m.heard = now
 		}
 		l.epoch, l.since, l.session = epoch, now, 0
+		l.forgetLease()
 	}
 	listed := map[string]bool{}
 	for _, s := range slaves {
@@ -159,7 +165,7 @@ func (l *Leader) Committed(head topology.LSN) {
 func (l *Leader) Connect(key string, conn uint64, now time.Time) {
 	m := l.add(key, now)
 	m.conn, m.streams, m.granted, m.joining, m.heard = conn, false, false, false, now
-	m.acked, m.rest = topology.LSN{}, time.Time{}
+	m.acked, m.rest, m.promised = topology.LSN{}, time.Time{}, 0
 }
 
 // Streams tells that the follower has the log up to a position and receives what is behind it.
@@ -215,7 +221,7 @@ func (l *Leader) advance(now time.Time) (effects []Effect) {
 		if !m.joining && !now.Before(m.rest) && (!m.acked.Less(l.head) || l.head.Index-min(m.acked.Index, l.head.Index) <= joinLag) {
 			m.joining, m.joinAt = true, l.head
 		}
-		if m.joining && !m.acked.Less(m.joinAt) {
+		if m.joining && !m.acked.Less(m.joinAt) && l.bound(m, now) {
 			l.session++
 			m.joining, m.granted, m.grant = false, true, l.session
 			effects = append(effects, Effect{Grant: &Grant{Key: m.key, Conn: m.conn, Epoch: l.epoch, Session: l.session}})

@@ -18,6 +18,8 @@
 //	                           <-   BATCH ...
 //	ACK (position)             ->   what it has applied
 //	                           <-   IN_SYNC (epoch, session)
+//	                           <-   LEASE_ASK (epoch, token, time)
+//	LEASE_ACK (epoch, token)   ->   no later epoch is begun here for that time
 //	                           <-   HEARTBEAT (position, time)
 //	                           <-   LACKING (what other nodes lack of the log)
 //

@@ -56,6 +56,9 @@ type SourceConfig struct {
 	// changes; it must not call the source. May be nil.
 	MinInSync func() int
 	Changed   func()
+	// LeaseExtended is told that every replica that could be promoted has agreed to an
+	// AskLease with the token. May be nil.
+	LeaseExtended func(epoch uint64, token, ttl time.Duration)
 
 	Logger *slog.Logger
 }
@@ -370,6 +373,13 @@ func (s *Source) leaveBehind(ctx context.Context, b Behind) {
 // perform hands grants to their feeds; it needs mu. Only Tick has other effects.
 func (s *Source) perform(effects []Effect) {
 	for _, e := range effects {
+		if e.LeaseAsk != nil {
+			if f := s.feeds[e.LeaseAsk.Key]; f != nil && f.id == e.LeaseAsk.Conn {
+				f.leaseAsk = e.LeaseAsk
+				f.poke()
+			}
+			continue
+		}
 		if f := s.feeds[e.Grant.Key]; f != nil && f.id == e.Grant.Conn {
 			f.grant = e.Grant
 			f.poke()
@@ -439,7 +449,8 @@ type feed struct {
 	said   chan said     // answers during a copy or a rewind; nil without one
 
 	// Guarded by Source.mu.
-	grant                 *Grant // to be sent
+	grant                 *Grant    // to be sent
+	leaseAsk              *LeaseAsk // to be sent
 	tier                  history.Tier
 	reason                string
 	bytesDone, bytesTotal uint64
@@ -719,6 +730,12 @@ func (s *Source) receive(r *bufio.Reader, f *feed) error {
 				return err
 			}
 			return &Error{r.reason, fmt.Errorf("replica refuses: %s", r.message)}
+		case frameLeaseAck:
+			ack, err := decodeLeaseAck(payload)
+			if err != nil {
+				return fmt.Errorf("receive: %w", err)
+			}
+			s.leaseAck(f, ack)
 		default:
 			return fmt.Errorf("receive: %w", unexpected(t))
 		}
@@ -780,14 +797,19 @@ func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
 			return err
 		}
 		c.s.mu.Lock()
-		grant, acked := f.grant, f.acked
-		f.grant, f.sent = nil, c.sent
+		grant, ask, acked := f.grant, f.leaseAsk, f.acked
+		f.grant, f.leaseAsk, f.sent = nil, nil, c.sent
 		if grant != nil {
 			f.up.end()
 		}
 		c.s.mu.Unlock()
 		if grant != nil {
 			if err := c.send(frameInSync, inSync{grant.Epoch, grant.Session}.encode()); err != nil {
+				return err
+			}
+		}
+		if ask != nil {
+			if err := c.send(frameLeaseAsk, leaseAsk{ask.Epoch, ask.Token, uint32(ask.TTL.Milliseconds())}.encode()); err != nil {
 				return err
 			}
 		}

@@ -8,6 +8,7 @@
 //	flared.go      flared's status stream on a Unix socket, and applying a file
 //	directory.go   the mounted ConfigMap
 //	controller.go  reports to the leading controller
+//	lease.go       the controller's leases, handed to flared
 //	grpc.go        the admin API for people, and gRPC health
 //	http.go        probes and metrics
 //
@@ -80,6 +81,8 @@ type Agent struct {
 	health *health.Server
 	grpc   *grpc.Server
 
+	leases leases // of the controller, for flared
+
 	ending   context.Context // done when watches have to end
 	end      context.CancelFunc
 	applying sync.WaitGroup
@@ -124,6 +127,7 @@ func New(set Settings) (*Agent, error) {
 		confirm: confirmTimeout,
 		health:  health.NewServer(),
 		changed: make(chan struct{}),
+		leases:  newLeases(),
 		state:   State{Node: set.Node, Zone: set.Zone, Version: set.Version, Started: time.Now()},
 	}
 	a.ending, a.end = context.WithCancel(context.Background())
@@ -166,6 +170,7 @@ func (a *Agent) Serve(ctx context.Context, l Listeners) error {
 	g.Go(func() error { a.watchDirectory(ctx); return nil })
 	g.Go(func() error { a.watchFlared(ctx, node); return nil })
 	g.Go(func() error { a.tick(ctx); return nil })
+	g.Go(func() error { a.handLeases(ctx, node); return nil })
 	if a.set.Controller != "" {
 		g.Go(func() error { a.linkController(ctx); return nil })
 	}

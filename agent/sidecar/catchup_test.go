@@ -134,6 +134,7 @@ func catchingUp(s *agentv1.NodeStatus) {
 	instance, node := s.GetInstance(), s.GetReplicas()[0].GetNode()
 	proto.Reset(s)
 	populate(s.ProtoReflect())
+	s.Lease.State = agentv1.LeaseState_LEASE_STATE_HELD
 	s.Instance, s.Replicas[0].Node = instance, node
 	p := &agentv1.CatchUpProgress{Phase: agentv1.CatchUpPhase_CATCH_UP_PHASE_LOG, Tier: agentv1.Tier_TIER_WAL, Reason: "same_history",
 		Since: timestamppb.New(time.Unix(1_700_000_000, 0)), BytesDone: 10, BytesTotal: 40, BytesPerSecond: 5, Eta: durationpb.New(6 * time.Second),

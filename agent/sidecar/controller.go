@@ -96,12 +96,16 @@ func (a *Agent) attach(ctx context.Context) (confirmed bool, err error) {
 	first, over := make(chan struct{}), make(chan error, 1)
 	go func() {
 		for n := 0; ; n++ {
-			if _, err := stream.Recv(); err != nil {
+			resp, err := stream.Recv()
+			if err != nil {
 				over <- err
 				fail(err)
 				return
 			}
 			silent.Reset(a.confirm)
+			if l := resp.GetLease(); l != nil {
+				a.leases.put(l)
+			}
 			if n == 0 {
 				close(first)
 				a.log.Info("link to the controller is up", "address", a.set.Controller)

@@ -31,7 +31,8 @@ type fakeController struct {
 	mute    bool // takes reports and confirms none
 	links   int
 	reports []report
-	ended   int // links that the agent ended in good order
+	ended   int                                           // links that the agent ended in good order
+	grant   func(*agentv1.NodeStatus) *agentv1.LeaseGrant // may be nil
 }
 
 func startController(t *testing.T, addr string) *fakeController {
@@ -68,13 +69,21 @@ func (c *fakeController) Attach(stream grpc.BidiStreamingServer[controllerv1.Att
 		}
 		c.mu.Lock()
 		c.reports = append(c.reports, report{link, time.Now(), req.GetStatus()})
-		mute := c.mute
+		mute, grant := c.mute, c.grant
 		c.mu.Unlock()
 		if mute {
 			continue
 		}
 		if err := stream.Send(&controllerv1.AttachResponse{MapVersion: n}); err != nil {
 			return err
+		}
+		if grant == nil {
+			continue
+		}
+		if l := grant(req.GetStatus().GetFlared()); l != nil {
+			if err := stream.Send(&controllerv1.AttachResponse{MapVersion: n, Lease: l}); err != nil {
+				return err
+			}
 		}
 	}
 }

@@ -415,6 +415,7 @@ func Urgent(from, to *agentv1.AgentStatus) bool {
 		a.GetRole() != b.GetRole() ||
 		a.GetState() != b.GetState() ||
 		partition(a) != partition(b) ||
+		a.GetLeaseEpoch() != b.GetLeaseEpoch() ||
 		from.GetConfig().GetRejected() != to.GetConfig().GetRejected() ||
 		from.GetConfig().GetAppliedHash() != to.GetConfig().GetAppliedHash()
 }

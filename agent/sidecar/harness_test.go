@@ -54,6 +54,7 @@ type fakeFlared struct {
 	texts   []string // of ApplyOptions
 	failing error    // answered to whatever is about options
 	release chan struct{}
+	leases  []*agentv1.LeaseGrant
 }
 
 func startFlared(t *testing.T, socket, instance string) *fakeFlared {
@@ -194,6 +195,27 @@ func (f *fakeFlared) CheckOptions(_ context.Context, req *agentv1.CheckOptionsRe
 	}
 	wanted, settings, err := options.Parse("checked", []byte(req.GetText()), options.Default())
 	return &agentv1.CheckOptionsResponse{Accepted: err == nil, Options: wire.Verdicts(options.Preview(f.running, wanted, settings, err, nil))}, nil
+}
+
+// RenewLease takes a lease as flared does.
+func (f *fakeFlared) RenewLease(_ context.Context, req *agentv1.RenewLeaseRequest) (*agentv1.RenewLeaseResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if req.GetLease().GetInstance() != f.status.GetInstance() {
+		return &agentv1.RenewLeaseResponse{Reason: "other_instance"}, nil
+	}
+	f.leases = append(f.leases, req.GetLease())
+	return &agentv1.RenewLeaseResponse{Accepted: true}, nil
+}
+
+// lease is the last one it took.
+func (f *fakeFlared) lease() *agentv1.LeaseGrant {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.leases) == 0 {
+		return nil
+	}
+	return f.leases[len(f.leases)-1]
 }
 
 // configMap is a directory as the kubelet keeps it for a mounted ConfigMap: the

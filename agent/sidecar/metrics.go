@@ -40,6 +40,11 @@ var (
 	indexDesc       = desc("flare_node_lsn_index", "Index of the position of the database; grows by one with every write batch.")
 	connectionsDesc = desc("flare_node_connections", "Open client connections.")
 
+	leaseDesc        = desc("flare_node_lease_valid", "1 while the node may take writes as a master, 0 while it refuses them or waits for its first lease; absent on nodes that are no master or need no lease.")
+	leaseLeftDesc    = desc("flare_node_lease_remaining_seconds", "How long its lease still lasts, as last heard.")
+	leaseRenewsDesc  = desc("flare_node_lease_renewals_total", "Leases that the node got, by who gave them.", "source")
+	leaseRefusesDesc = desc("flare_node_lease_refused_writes_total", "Writes refused for want of a lease.")
+
 	replicaUpDesc   = desc("flare_node_replica_connected", "On a master: 1 while the replica's stream is connected.", "replica")
 	replicaSyncDesc = desc("flare_node_replica_in_sync", "On a master: 1 while writes wait for the replica.", "replica")
 	replicaLagDesc  = desc("flare_node_replica_lag_batches", "On a master: write batches that the replica has not acknowledged.", "replica")
@@ -75,6 +80,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		infoDesc, upDesc, readyDesc, restartsDesc, controllerDesc, rejectedDesc, configDesc, generationDesc, changedDesc, optionsDesc, appliesDesc,
 		startDesc, servingDesc, roleDesc, stateDesc, partitionDesc, mapDesc, epochDesc, indexDesc, connectionsDesc,
+		leaseDesc, leaseLeftDesc, leaseRenewsDesc, leaseRefusesDesc,
 		replicaUpDesc, replicaSyncDesc, replicaLagDesc, replicaAgeDesc, followingDesc, behindDesc, bytesDesc, tiersDesc, walksDesc, expiredDesc, freedDesc,
 		clusterUpDesc, clusterQueueDesc, clusterBytesDesc, clusterAgeDesc, clusterOpsDesc, clusterDropDesc, clusterRetryDesc, clusterConnDesc,
 		handoversDesc, handoverPauseDesc, inSyncDesc, minInSyncDesc,
@@ -135,6 +141,16 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(walksDesc, n.GetExpirySweep().GetWalks())
 	counter(expiredDesc, n.GetExpirySweep().GetRemoved())
 	counter(freedDesc, n.GetExpirySweep().GetRemovedBytes())
+
+	if l := n.GetLease(); l != nil {
+		if l.GetState() >= agentv1.LeaseState_LEASE_STATE_PENDING {
+			gauge(leaseDesc, boolean(l.GetState() == agentv1.LeaseState_LEASE_STATE_HELD))
+			gauge(leaseLeftDesc, l.GetRemaining().AsDuration().Seconds())
+		}
+		counter(leaseRenewsDesc, l.GetRenewalsController(), "controller")
+		counter(leaseRenewsDesc, l.GetRenewalsFailsafe(), "failsafe")
+		counter(leaseRefusesDesc, l.GetRefusedWrites())
+	}
 
 	shown := make(map[string]bool) // two metrics with the same labels would fail the scrape
 	for _, r := range n.GetReplicas() {

@@ -138,6 +138,9 @@ func (s *Server) Lead(c Cluster) (release func()) {
 	}
 }
 
+// Grant hands a lease to the agent of its node.
+func (s *Server) Grant(g core.GrantLease) { s.links.grant(g) }
+
 func (s *Server) setServing(st healthpb.HealthCheckResponse_ServingStatus) {
 	for _, service := range []string{
 		"",

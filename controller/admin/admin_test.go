@@ -442,6 +442,45 @@ func TestAttach(t *testing.T) {
 	wantRefusal(t, err, codes.FailedPrecondition, ReasonNotLeader)
 }
 
+// TestGrant: a lease goes to the agent of its node, the last one if several are to
+// be sent, and to nobody while there is no agent.
+func TestGrant(t *testing.T) {
+	f := start(t, Config{})
+	cluster := newFakeCluster(sample)
+	defer f.Lead(cluster)()
+	lease := core.GrantLease{Key: "b:12121", Instance: "abc", Partition: 0, Epoch: 3, Token: 1, TTL: 5000}
+	f.Grant(lease) // nobody is there
+	link := attach(t, f)
+	r := report("b:12121")
+	r.Status.Flared.LeaseToken, r.Status.Flared.LeaseEpoch = 77, 3
+	r.Status.AgentStartedAt = &timestamppb.Timestamp{Seconds: 9}
+	if err := link.Send(r); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := link.Recv(); err != nil || r.GetLease() != nil {
+		t.Fatalf("confirmation: %v, %v", r, err)
+	}
+	if got, ok := cluster.next(t).(core.AgentReport); !ok || got.LeaseToken != 77 || got.LeaseEpoch != 3 || got.AgentStarted != 9e9 {
+		t.Errorf("observed %+v", got)
+	}
+	for lease.Token = range uint64(50) {
+		f.Grant(lease)
+	}
+	for {
+		r, err := link.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := r.GetLease()
+		if r.GetMapVersion() != 7 || got.GetInstance() != "abc" || got.Partition == nil || got.GetPartition() != 0 || got.GetEpoch() != 3 || got.GetTtl().AsDuration() != 5*time.Second {
+			t.Fatalf("lease: %v", r)
+		}
+		if got.GetToken() == 49 {
+			return
+		}
+	}
+}
+
 func TestAttachRefusesReports(t *testing.T) {
 	f := start(t, Config{})
 	defer f.Lead(newFakeCluster(sample))()

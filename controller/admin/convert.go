@@ -2,6 +2,9 @@ package admin
 
 import (
 	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/flarekv/flare/controller/core"
 	"github.com/flarekv/flare/controller/runtime"
@@ -38,6 +41,10 @@ func reportOf(st *agentv1.AgentStatus) (core.AgentReport, error) {
 		r.LSN = topology.LSN{Epoch: f.GetLsn().GetEpoch(), Index: f.GetLsn().GetIndex()}
 		r.DataPartition = agentv1.PartitionNumber(f.DataPartition)
 		r.History = f.GetHistory()
+		r.LeaseToken, r.LeaseEpoch = f.GetLeaseToken(), f.GetLeaseEpoch()
+	}
+	if at := st.GetAgentStartedAt(); at != nil {
+		r.AgentStarted = at.AsTime().UnixNano()
 	}
 	c := st.GetConfig()
 	r.ConfigRejected = c.GetRejected()
@@ -55,6 +62,11 @@ func reportOf(st *agentv1.AgentStatus) (core.AgentReport, error) {
 		}
 	}
 	return r, nil
+}
+
+func leaseProto(g core.GrantLease) *agentv1.LeaseGrant {
+	return &agentv1.LeaseGrant{Instance: g.Instance, Partition: agentv1.OptionalPartition(g.Partition), Epoch: g.Epoch,
+		Token: g.Token, Ttl: durationpb.New(time.Duration(g.TTL) * time.Millisecond)}
 }
 
 func roleOf(r agentv1.Role) topology.Role {

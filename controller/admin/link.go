@@ -29,6 +29,7 @@ type link struct {
 	node     string
 	started  time.Time // of its agent; zero when it does not say
 	replaced chan struct{}
+	grants   chan core.GrantLease // capacity 1: the last one that was not sent yet
 }
 
 // attach makes a new link speak for a node. It returns nil when one of a later
@@ -36,7 +37,7 @@ type link struct {
 func (ls *links) attach(node string, started time.Time) *link {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	l := &link{node: node, started: started, replaced: make(chan struct{})}
+	l := &link{node: node, started: started, replaced: make(chan struct{}), grants: make(chan core.GrantLease, 1)}
 	if old := ls.by[node]; old != nil {
 		if old.started.After(started) {
 			return nil
@@ -62,6 +63,22 @@ func (ls *links) detach(l *link, lost func()) {
 	lost()
 }
 
+// grant hands a lease to the link that speaks for its node, if there is one. A later
+// lease takes the place of one that was not sent yet.
+func (ls *links) grant(g core.GrantLease) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	l := ls.by[g.Key]
+	if l == nil {
+		return
+	}
+	select {
+	case <-l.grants:
+	default:
+	}
+	l.grants <- g // only this function sends, under the lock
+}
+
 func (ls *links) count() int {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
@@ -74,8 +91,9 @@ type agentLinkService struct {
 	s *Server
 }
 
-// Attach hands each report to the cluster and confirms it. A link that is silent
-// for the report timeout is lost, whatever TCP says.
+// Attach hands each report to the cluster and confirms it; leases go the other way
+// as the core grants them. A link that is silent for the report timeout is lost,
+// whatever TCP says.
 func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.AttachRequest, controllerv1.AttachResponse]) error {
 	s := a.s
 	cluster, err := s.lead()
@@ -107,6 +125,7 @@ func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.A
 
 	var self *link
 	var replaced <-chan struct{}
+	var grants <-chan core.GrantLease
 	defer func() {
 		if self == nil {
 			return
@@ -123,6 +142,11 @@ func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.A
 		var r received
 		select {
 		case r = <-reports:
+		case g := <-grants:
+			if err := stream.Send(&controllerv1.AttachResponse{MapVersion: cluster.Topology().Map.Version, Lease: leaseProto(g)}); err != nil {
+				return err
+			}
+			continue
 		case <-silence.C:
 			return refusal(codes.DeadlineExceeded, ReasonReportTimeout, "no report for %v", s.reportTimeout)
 		case <-replaced:
@@ -152,7 +176,7 @@ func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.A
 			if self = s.links.attach(node, started); self == nil {
 				return refusal(codes.Aborted, ReasonLinkReplaced, "an agent that started later speaks for %s", node)
 			}
-			replaced = self.replaced
+			replaced, grants = self.replaced, self.grants
 			s.log.Info("agent link up", "node", node)
 		case self.node != node:
 			return refusal(codes.InvalidArgument, ReasonNodeChanged, "this link spoke for %s and now for %s; open one link a node", self.node, node)

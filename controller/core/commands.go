@@ -78,6 +78,8 @@ func (w *work) add(c Command, key string) bool {
 		o := w.s.see(key)
 		o.AddTries++
 		switch {
+		case n.Extended && !w.confirmed(*n) && w.writable(*n, ReasonReregistered):
+			// Whoever tries is not the one who may still be writing, and tries again.
 		case n.Extended && !w.confirmed(*n):
 			w.down(key, ReasonReregistered, true)
 		case !n.Extended && n.Role == topology.Proxy && o.AddTries >= addTries:
@@ -413,6 +415,7 @@ func (w *work) shutdown(key string) bool {
 	if n == nil {
 		return false
 	}
+	w.released(*n)
 	if !n.up() {
 		w.set(key, ReasonShutdown, func(n *Node) { n.Gone = true })
 		return true

@@ -63,6 +63,8 @@ func (w *work) findDead() []Death {
 		reason := w.dead(n)
 		switch {
 		case reason == "":
+		case w.writable(n, reason):
+			// Nobody may take its place yet.
 		case n.Role == topology.Master:
 			masters = append(masters, Death{n.Key(), reason})
 		default:

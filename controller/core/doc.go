@@ -19,6 +19,7 @@
 //	handover.go    a master that gives its role to a replica
 //	transitions.go the down and up transitions and the change of roles
 //	detect.go      which node is dead, and by what evidence
+//	lease.go       which process may take writes, and for how long nobody else may
 //	assign.go      which node gets which duty
 //	status.go      the summary and its conditions
 //	invariants.go  what must hold after every step

@@ -34,6 +34,7 @@ func (w *work) handover(c Command, key string) string {
 		// It is about to be taken down, and the old master is not in sync at first.
 		return RefuseNotInSync
 	}
+	w.released(*from)
 	partition := from.Partition
 	// Both keep their shares of the reads, as far as that leaves the partition readable:
 	// the old master answers none before it is in sync again.

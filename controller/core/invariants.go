@@ -43,6 +43,9 @@ func Invariants() []Invariant {
 		{"PersistBeforeReply", "No reply is given before the state it was decided on is saved.", persistBeforeReply},
 		{"OneReply", "Every command gets exactly one reply, at once or after the next save.", oneReply},
 		{"OnePersist", "At most one Persist is under way.", onePersist},
+		{"OneLease", "No two processes can hold a valid lease for one partition.", oneLease},
+		{"LeaseIsSaved", "A lease is granted only to the saved master of the partition, for its epoch.", leaseIsSaved},
+		{"LeaseOutlivesNobody", "Without an operator, a master whose lease may still be in force is not replaced, unless its end is proven.", leaseOutlivesNobody},
 		{"LabelsAreSaved", "Labels show saved duties only.", labelsAreSaved},
 		{"MachineRests", "After a step the machine is Done, or waits for a Persist that is under way, or has not begun.", machineRests},
 		{"InputUnchanged", "A step does not change the state it was given.", nil}, // checked by Check itself
@@ -56,7 +59,7 @@ func Check(s State, in Input) (State, []Effect, error) {
 	after, effects := Step(s, in)
 	t := Transition{Before: s, Input: in, After: after, Effects: effects}
 	if !slices.Equal(before.Durable.Nodes, s.Durable.Nodes) || !slices.Equal(before.Durable.Partitions, s.Durable.Partitions) ||
-		!slices.Equal(before.Seen, s.Seen) || !slices.Equal(before.pending(), s.pending()) {
+		!slices.Equal(before.Seen, s.Seen) || !slices.Equal(before.Leases, s.Leases) || !slices.Equal(before.pending(), s.pending()) {
 		return after, effects, fmt.Errorf("InputUnchanged: the state given to Step was changed by %s", Describe(in))
 	}
 	for _, inv := range Invariants() {
@@ -383,4 +386,65 @@ func machineRests(t Transition) error {
 	default:
 		return fmt.Errorf("it is in %s", step)
 	}
+}
+
+func oneLease(t Transition) error {
+	holder := map[int]Lease{}
+	for _, l := range t.After.Leases {
+		if other, ok := holder[l.Partition]; ok {
+			return fmt.Errorf("partition %d: %s (%s) and %s (%s)", l.Partition, other.Key, other.Instance, l.Key, l.Instance)
+		}
+		holder[l.Partition] = l
+	}
+	return nil
+}
+
+func leaseIsSaved(t Transition) error {
+	for _, e := range t.Effects {
+		g, ok := e.(GrantLease)
+		if !ok {
+			continue
+		}
+		n := t.After.Saved.node(g.Key)
+		if n == nil || n.Role != topology.Master || n.State != topology.Active || n.Partition != g.Partition ||
+			n.Instance != g.Instance || t.After.Saved.epoch(g.Partition) != g.Epoch {
+			return fmt.Errorf("%s (%s) got one for partition %d in epoch %d", g.Key, g.Instance, g.Partition, g.Epoch)
+		}
+	}
+	return nil
+}
+
+func leaseOutlivesNobody(t Transition) error {
+	if byOperator(t.Input) {
+		return nil
+	}
+	for _, l := range t.Before.Leases {
+		if l.Until <= t.After.Now || endProven(t.Input, l) {
+			continue
+		}
+		before, after := activeMaster(t.Before.Durable, l.Partition), activeMaster(t.After.Durable, l.Partition)
+		if before == l.Key && after != before {
+			return fmt.Errorf("partition %d: %q took the place of %s (%s), which may write for %d ms more",
+				l.Partition, after, l.Key, l.Instance, l.Until-t.After.Now)
+		}
+	}
+	return nil
+}
+
+// endProven reports whether an input tells that the process of a lease has ended or
+// given it up.
+func endProven(in Input, l Lease) bool {
+	switch in := in.(type) {
+	case Command:
+		return (in.Verb == VerbShutdown || in.Verb == VerbHandover) && nodeKey(in.Name, in.Port) == l.Key
+	case AgentReport:
+		switch {
+		case in.Key != l.Key:
+			return false
+		case in.Instance == l.Instance:
+			return !in.Alive || in.LeaseEpoch != l.Epoch && in.LeaseToken > l.Token
+		}
+		return in.Alive && in.AgentStarted != 0 && in.AgentStarted == l.Agent
+	}
+	return false
 }

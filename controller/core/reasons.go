@@ -14,6 +14,9 @@ const (
 	ReasonReregistered   = "re_registered" // it registers again, so the former process is dead
 	ReasonOperator       = "operator"
 
+	// Why a master that may be dead is not taken down yet.
+	ReasonWaitingForLease = "waiting_for_lease"
+
 	// Why a node got a duty.
 	ReasonBootstrap = "bootstrap"
 	ReasonRecovery  = "recovery" // from the data that nodes hold

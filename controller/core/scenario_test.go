@@ -22,13 +22,14 @@ import (
 //	add a:1                            and hello, role, state, behind, remove, shutdown
 //	handover a:1 b:1 e/s               by a master, with the epoch and the target's grant
 //	join a:1 [instance] [held e/i]     add, hello, ping
-//	agent a:1 key=value ...            instance, alive, lsn, data, map, role, part, zone, serving
+//	agent a:1 key=value ...            instance, alive, lsn, data, map, role, part, zone, serving, lease
+//	                                   (epoch), token (ms of the node's clock), by (the agent's start)
 //	agent-lost a:1
 //	ping a:1 ok|refused|timeout|bad [times]
 //	members 4 a:1 b:1/zone c:1/-gone d:1/-terminating
 //	persist auto|fail|hold|ok          what becomes of Persist effects
 //	restart [lost]                     the controller's process ends, another takes over
-//	map, status                        what others see
+//	map, status, leases                what others see, and who may write for how long
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		w := newScenario(t)
@@ -94,6 +95,8 @@ func (w *scenario) input(in Input) {
 			}
 		case Broadcast:
 			w.printf("  broadcast v%d%s%s", e.Update.Map.Version, list(" prior", e.Update.Prior), list(" except", e.Update.Except))
+		case GrantLease:
+			w.printf("  lease for %s (%s) of partition %d in epoch %d: %d ms from %d", e.Key, e.Instance, e.Partition, e.Epoch, e.TTL, e.Token/1e6)
 		case ScaleTo:
 			w.printf("  scale to %d", e.Nodes)
 			w.input(Done{Request: RequestScale, Seq: e.Seq})
@@ -230,6 +233,11 @@ func (w *scenario) line(line string) {
 		for i, n := range m.Nodes {
 			w.printf("  %s %v/%v/p%d/b%d epoch=%d %s", n.Key(), n.Role, n.State, n.Partition, n.Balance, n.Epoch, w.state.Saved.Nodes[i].DownReason)
 		}
+	case "leases":
+		for _, l := range w.state.Leases {
+			w.printf("  %s (%s) partition %d epoch %d for %d ms%s", l.Key, l.Instance, l.Partition, l.Epoch, l.Until-w.state.Now,
+				list(" waiting", strings.Fields(l.Waiting)))
+		}
 	case "status":
 		st := StatusOf(w.state)
 		w.printf("  %s %s: %s", st.Phase, st.Reason, st.Message)
@@ -308,6 +316,12 @@ func (w *scenario) agent(f []string) {
 			r.State, _ = topology.ParseState(v)
 		case "zone":
 			r.Zone = v
+		case "lease":
+			r.LeaseEpoch = uint64(w.number(v))
+		case "token":
+			r.LeaseToken = uint64(w.number(v)) * 1e6
+		case "by":
+			r.AgentStarted = int64(w.number(v))
 		case "config":
 			r.ConfigGeneration = int64(w.number(v))
 		case "rejected":

@@ -121,6 +121,7 @@ type State struct {
 	Except        []string // nodes that do not hear the next map
 	SentVersion   uint64   // version last handed to Broadcast; 0 before the first
 	Seen          []Seen   // observations, sorted by key
+	Leases        []Lease  // that may be in force, sorted by node key and instance
 	FirstHello    int64    // when the first node to be given a duty registered; 0 before
 	Machine       Machine
 	Config        Channel
@@ -217,6 +218,7 @@ func (s State) clone() State {
 	s.Prior = slices.Clone(s.Prior)
 	s.Except = slices.Clone(s.Except)
 	s.Seen = slices.Clone(s.Seen)
+	s.Leases = slices.Clone(s.Leases)
 	// Saving, Saved, Members.List, labels and statuses are replaced whole, never
 	// written into, so that sharing them is harmless.
 	return s

@@ -36,8 +36,10 @@ const (
 func Step(s State, in Input) (State, []Effect) {
 	w := &work{s: s.clone()}
 	w.fold(in)
+	w.expireLeases()
 	w.reconcile()
 	w.save()
+	w.grantLeases()
 	return w.s, w.out
 }
 
@@ -64,6 +66,7 @@ func (w *work) fold(in Input) {
 		s.Now = max(s.Now, in.Now)
 		if s.Started == 0 {
 			s.Started = s.Now
+			w.inheritLeases()
 		}
 	case SpecChanged:
 		s.Spec = in.Spec
@@ -73,6 +76,10 @@ func (w *work) fold(in Input) {
 		s.Members.List = slices.Clone(in.Members.List)
 		slices.SortFunc(s.Members.List, func(a, b Member) int { return strings.Compare(a.Key, b.Key) })
 	case AgentReport:
+		if s.Started != 0 {
+			s.Now = max(s.Now, in.Now)
+		}
+		w.heed(in)
 		o := s.see(in.Key)
 		o.Agent, o.AgentAt, o.Report = true, s.Now, in
 		if in.Alive {

@@ -18,6 +18,13 @@ type MembersChanged struct{ Members Members }
 
 // AgentReport is what the agent beside a node says about it.
 type AgentReport struct {
+	// Now is the time at which the report is taken, as a Tick has it. A lease that
+	// answers the report must not be counted from an earlier one.
+	Now int64
+	// AgentStarted tells agents under the same name apart: when it started, 0 when
+	// not known.
+	AgentStarted int64
+
 	Key   string // node key, host:port
 	Zone  string // empty when not known
 	Alive bool   // flared's process answers its agent
@@ -32,6 +39,12 @@ type AgentReport struct {
 	LSN           topology.LSN
 	DataPartition int    // whose data the local database holds, -1 for none
 	History       string // identifier of the history that data belongs to
+
+	// LeaseToken is when the process made this status, in nanoseconds of its own
+	// clock; 0 from one that knows no leases. LeaseEpoch is the epoch in which it takes
+	// writes as master of Partition, 0 for none.
+	LeaseToken uint64
+	LeaseEpoch uint64
 
 	// What became of the configuration.
 	ConfigGeneration int64
@@ -217,6 +230,17 @@ type WriteStatus struct {
 	Status Status
 }
 
+// GrantLease asks to tell a process that it may take writes as master of a partition
+// for TTL from the moment at which it made the token.
+type GrantLease struct {
+	Key       string
+	Instance  string
+	Partition int
+	Epoch     uint64
+	Token     uint64
+	TTL       int64 // milliseconds
+}
+
 // Event tells people that something worth knowing happened.
 type Event struct {
 	Warning bool
@@ -240,6 +264,7 @@ func (WriteConfig) effect() {}
 func (ScaleTo) effect()     {}
 func (LabelNodes) effect()  {}
 func (WriteStatus) effect() {}
+func (GrantLease) effect()  {}
 func (Event) effect()       {}
 func (Decision) effect()    {}
 

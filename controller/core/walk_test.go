@@ -27,6 +27,9 @@ func TestRandomWalk(t *testing.T) {
 			"start node":      w.start,
 			"crash node":      w.crash,
 			"cut node":        w.cut,
+			"freeze node":     w.freeze,
+			"late report":     w.lateReport,
+			"new agent":       w.newAgent,
 			"leave":           w.leave,
 			"ping":            w.ping,
 			"report":          w.report,
@@ -61,6 +64,17 @@ type process struct {
 	held       int
 	lsn        topology.LSN
 	heard      MapUpdate // the map it has
+
+	writes int    // partition that it takes writes of, -1 for none
+	epoch  uint64 // in which it does
+	opened int64  // since when; a lease from before is none
+	until  int64  // when its lease ends
+	paused bool   // it has asked to hand over, and does not know the outcome
+}
+
+// mayWrite reports whether it takes writes of a partition now.
+func (p *process) mayWrite(partition int, now int64) bool {
+	return p != nil && p.writes == partition && now < p.until
 }
 
 type worldNode struct {
@@ -68,9 +82,13 @@ type worldNode struct {
 	running *process
 	reach   bool // the controller reaches it
 	agent   bool
+	started int64 // of the agent
+	frozen  bool  // the process is there and does nothing
 	held    int
 	lsn     topology.LSN
 	granted Grant // the last one that its master gave it
+
+	last AgentReport
 }
 
 type world struct {
@@ -84,6 +102,7 @@ type world struct {
 	replies   map[uint64]func(Reply)
 	nextID    uint64
 	lateCmd   []Command
+	lateRep   []AgentReport
 	session   uint64
 	persisted Durable          // content of the Persist that ended last
 	plain     bool             // no operator has interfered
@@ -131,6 +150,8 @@ func (w *world) input(in Input) {
 			if e.Reason == ReasonHandover {
 				w.moved++
 			}
+		case GrantLease:
+			w.take(e)
 		case Persist, WriteConfig, ScaleTo, LabelNodes, WriteStatus:
 			w.pending = append(w.pending, e)
 		}
@@ -155,13 +176,29 @@ func (w *world) keepsLastCopies(next State) {
 	}
 }
 
+// take gives a lease to the process it is for. Nobody else may have one that is valid
+// for the same partition.
+func (w *world) take(g GrantLease) {
+	n := w.node(g.Key)
+	token := int64(g.Token / 1e6)
+	if p := n.running; p == nil || p.instance != g.Instance || p.writes != g.Partition || p.epoch != g.Epoch || token < p.opened {
+		return
+	}
+	n.running.until = max(n.running.until, token+g.TTL)
+	for _, o := range w.nodes {
+		if o != n && o.running.mayWrite(g.Partition, w.now) && n.running.mayWrite(g.Partition, w.now) && !w.lost {
+			w.t.Fatalf("%s gets a lease of partition %d while that of %s lasts for %d ms", n.key, g.Partition, o.key, o.running.until-w.now)
+		}
+	}
+}
+
 // heed lets the nodes that hear the map do what it says: a master begins its
 // epoch and writes.
 func (w *world) heed() {
 	var refused []Pushed
 	for _, n := range w.sent.Map.Nodes {
 		wn := w.node(n.Key())
-		if wn == nil || wn.running == nil || !wn.reach {
+		if wn == nil || wn.running == nil || !wn.reach || wn.frozen {
 			continue
 		}
 		if have := wn.running.heard.Map.Version; have > w.sent.Map.Version {
@@ -170,10 +207,19 @@ func (w *world) heed() {
 		}
 		wn.running.heard = w.sent
 		if n.Role != topology.Master || n.State != topology.Active {
+			wn.running.writes, wn.running.until = -1, 0
 			continue
 		}
 		if wn.held != n.Partition {
 			wn.held, wn.lsn = n.Partition, topology.LSN{} // by an operator's order
+		}
+		if p := wn.running; p.epoch != n.Epoch || p.writes != n.Partition && !p.paused {
+			p.writes, p.epoch, p.opened, p.until, p.paused = n.Partition, n.Epoch, w.now+1, 0, false
+			for _, o := range w.nodes {
+				if o != wn && o.running.mayWrite(n.Partition, w.now) && w.plain && !w.lost {
+					w.t.Fatalf("%s takes the place of %s in partition %d, which may write for %d ms more", wn.key, o.key, n.Partition, o.running.until-w.now)
+				}
+			}
 		}
 		if n.Epoch < wn.lsn.Epoch {
 			w.t.Fatalf("%s is to be master in epoch %d, and holds data of epoch %d", wn.key, n.Epoch, wn.lsn.Epoch)
@@ -223,10 +269,10 @@ func (w *world) start(t *rapid.T) { w.startNode(w.pick(t)) }
 func (w *world) startNode(n *worldNode) {
 	if n.running == nil {
 		w.seq++
-		n.running = &process{instance: "i" + strconv.Itoa(w.seq), held: n.held, lsn: n.lsn}
+		n.running = &process{instance: "i" + strconv.Itoa(w.seq), held: n.held, lsn: n.lsn, writes: -1}
 	}
 	p := n.running
-	if p.said {
+	if p.said || n.frozen {
 		return
 	}
 	if p.registered {
@@ -259,7 +305,7 @@ func (w *world) hello(n *worldNode, p *process) {
 
 func (w *world) crash(t *rapid.T) {
 	n := w.pick(t)
-	n.running = nil
+	n.running, n.frozen = nil, false
 	if rapid.Bool().Draw(t, "disk lost") {
 		n.held, n.lsn = -1, topology.LSN{}
 	}
@@ -270,11 +316,40 @@ func (w *world) crash(t *rapid.T) {
 
 func (w *world) cut(t *rapid.T) { n := w.pick(t); n.reach = !n.reach }
 
-func (w *world) leave(t *rapid.T) {
+// freeze stops a process, or lets it go on. Its agent repeats what it heard last.
+func (w *world) freeze(t *rapid.T) {
 	n := w.pick(t)
-	if n.running == nil || !n.running.registered {
+	n.frozen = n.running != nil && !n.frozen
+}
+
+// newAgent ends an agent; the next one has seen nothing yet.
+func (w *world) newAgent(t *rapid.T) {
+	n := w.pick(t)
+	n.started++
+	if !n.frozen {
+		w.reportOf(n)
+	}
+}
+
+// lateReport lets a report arrive long after it was made, or makes one.
+func (w *world) lateReport(t *rapid.T) {
+	if len(w.lateRep) == 0 || rapid.Bool().Draw(t, "make") {
+		w.lateRep = append(w.lateRep, w.reportFor(w.pick(t)))
 		return
 	}
+	r := w.lateRep[0]
+	w.lateRep = w.lateRep[1:]
+	if w.node(r.Key).started == r.AgentStarted {
+		w.input(r)
+	}
+}
+
+func (w *world) leave(t *rapid.T) {
+	n := w.pick(t)
+	if n.running == nil || !n.running.registered || n.frozen {
+		return
+	}
+	n.running.writes, n.running.until = -1, 0
 	w.do(w.command(n.key, VerbShutdown), nil)
 	if rapid.Bool().Draw(t, "ends") {
 		n.running = nil
@@ -286,7 +361,7 @@ func (w *world) ping(t *rapid.T) { w.pingNode(w.pick(t)) }
 func (w *world) pingNode(n *worldNode) {
 	out := PingOK
 	switch {
-	case !n.reach:
+	case !n.reach || n.frozen:
 		out = PingTimeout
 	case n.running == nil:
 		out = PingRefused
@@ -298,7 +373,14 @@ func (w *world) report(t *rapid.T) { w.reportOf(w.pick(t)) }
 
 func (w *world) reportOf(n *worldNode) {
 	n.agent = true
-	r := AgentReport{Key: n.key, Zone: string('x' + n.key[1]%2), Alive: n.running != nil, DataPartition: n.held, LSN: n.lsn, Partition: -1, Role: topology.Proxy}
+	w.input(w.reportFor(n))
+}
+
+func (w *world) reportFor(n *worldNode) AgentReport {
+	if n.frozen && n.last.Key != "" {
+		return n.last
+	}
+	r := AgentReport{Key: n.key, Zone: string('x' + n.key[1]%2), Alive: n.running != nil, DataPartition: n.held, LSN: n.lsn, Partition: -1, Role: topology.Proxy, AgentStarted: n.started + 1}
 	if o, ok := w.state.SeenOf(n.key); ok {
 		r.Instance = o.Report.Instance
 	}
@@ -307,8 +389,13 @@ func (w *world) reportOf(n *worldNode) {
 		if e, ok := p.heard.Map.Find(n.key); ok && p.said {
 			r.MapVersion, r.Role, r.State, r.Partition = p.heard.Map.Version, e.Role, e.State, e.Partition
 		}
+		r.LeaseToken = uint64(w.now) * 1e6
+		if p.writes >= 0 {
+			r.LeaseEpoch = p.epoch
+		}
 	}
-	w.input(r)
+	n.last = r
+	return r
 }
 
 func (w *world) loseAgent(t *rapid.T) {
@@ -334,7 +421,7 @@ func (w *world) catchUp(t *rapid.T) {
 
 func (w *world) grant(n *worldNode) (Command, bool) {
 	e, ok := w.sent.Map.Find(n.key)
-	if !ok || e.Role != topology.Slave || e.State != topology.Prepare || n.running == nil {
+	if !ok || e.Role != topology.Slave || e.State != topology.Prepare || n.running == nil || n.frozen {
 		return Command{}, false
 	}
 	for _, m := range w.sent.Map.Nodes {
@@ -383,8 +470,11 @@ func (w *world) handOverAgain(t *rapid.T) {
 func (w *world) handover(t *rapid.T) (Command, bool) {
 	from, to := w.pick(t), w.pick(t)
 	e, ok := w.sent.Map.Find(from.key)
-	if !ok || e.Role != topology.Master || from == to {
+	if !ok || e.Role != topology.Master || from == to || from.frozen {
 		return Command{}, false
+	}
+	if p := from.running; p != nil && p.writes >= 0 {
+		p.paused, p.writes, p.until = true, -1, 0
 	}
 	c := w.command(from.key, VerbHandover)
 	target := w.command(to.key, VerbHandover)
@@ -403,6 +493,9 @@ func (w *world) askHandover(c Command) {
 		switch {
 		case r.Err != "":
 			w.refused[asked] = true
+			if p := w.node(nodeKey(c.Name, c.Port)).running; p != nil && p.paused && p.epoch == c.Epoch {
+				p.paused = false // and writes again with the next map
+			}
 		case to != nil && w.state.Saved.epoch(to.Home) <= c.Epoch && !w.lost:
 			w.t.Fatalf("%s was told that it handed over, and epoch %d goes on\n%s", c.Name, c.Epoch, w.show())
 		}
@@ -575,10 +668,10 @@ func (w *world) settleAll(*rapid.T) {
 func (w *world) killMaster(t *rapid.T) {
 	for _, m := range w.sent.Map.Nodes {
 		if n := w.node(m.Key()); m.Role == topology.Master && n.running != nil {
-			n.running = nil
+			n.running, n.frozen = nil, false
 			other := w.pick(t)
 			if rapid.Bool().Draw(t, "two") {
-				other.running = nil
+				other.running, other.frozen = nil, false
 			}
 			w.reportOf(n)
 			if rapid.Bool().Draw(t, "both seen") {
@@ -594,7 +687,7 @@ func (w *world) killMaster(t *rapid.T) {
 // have a master, and as many replicas in sync as there are nodes for.
 func (w *world) calm() {
 	for _, n := range w.nodes {
-		n.reach = true
+		n.reach, n.frozen = true, false
 	}
 	quiet, version := 0, w.state.Saved.Version
 	for range 240 {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -49,6 +50,30 @@ type Election struct {
 
 	// The times; zero means the constants of this package.
 	LeaseDuration, RenewDeadline, RetryPeriod time.Duration
+
+	held holding
+}
+
+// holding is until when nobody else can have taken the Lease.
+type holding struct {
+	mu    sync.Mutex
+	until time.Time
+}
+
+// Holds reports whether the Lease was written so short a time ago that nobody else
+// may take it yet. Unlike the end of lead's context this does not depend on this
+// process having run in time to notice.
+func (e *Election) Holds() bool {
+	e.held.mu.Lock()
+	defer e.held.mu.Unlock()
+	return time.Now().Before(e.held.until)
+}
+
+// set notes until when.
+func (h *holding) set(until time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.until = until
 }
 
 // Run waits to be elected and then calls lead, once. When ctx ends, lead's
@@ -70,7 +95,8 @@ func (e *Election) Run(ctx context.Context, lead func(context.Context) error) er
 	electing, endElection := context.WithCancel(context.WithoutCancel(ctx))
 	defer endElection()
 
-	leases := ownedLeases{e.Lock.CoordinationV1(), ownerOf(cfg.Cluster, e.Owner.UID), e.contact}
+	leases := ownedLeases{e.Lock.CoordinationV1(), ownerOf(cfg.Cluster, e.Owner.UID), e.contact,
+		func(began time.Time) { e.held.set(began.Add(duration)) }}
 	elected := make(chan context.Context, 1)
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
@@ -274,6 +300,7 @@ type ownedLeases struct {
 	coordinationclient.LeasesGetter
 	owner   []metav1.OwnerReference
 	contact func(error)
+	wrote   func(began time.Time) // the Lease was written, as its holder
 }
 
 func (o ownedLeases) Leases(namespace string) coordinationclient.LeaseInterface {
@@ -293,12 +320,21 @@ func (o ownedLease) Get(ctx context.Context, name string, opts metav1.GetOptions
 
 func (o ownedLease) Create(ctx context.Context, l *coordinationv1.Lease, opts metav1.CreateOptions) (*coordinationv1.Lease, error) {
 	l.OwnerReferences = o.by.owner
-	return o.LeaseInterface.Create(ctx, l, opts)
+	began := time.Now()
+	created, err := o.LeaseInterface.Create(ctx, l, opts)
+	if err == nil {
+		o.by.wrote(began)
+	}
+	return created, err
 }
 
 func (o ownedLease) Update(ctx context.Context, l *coordinationv1.Lease, opts metav1.UpdateOptions) (*coordinationv1.Lease, error) {
 	l.OwnerReferences = o.by.owner
+	began := time.Now()
 	updated, err := o.LeaseInterface.Update(ctx, l, opts)
 	o.by.contact(err)
+	if err == nil {
+		o.by.wrote(began)
+	}
 	return updated, err
 }

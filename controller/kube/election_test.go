@@ -17,6 +17,7 @@ type candidate struct {
 	finish chan struct{}        // closed to let lead return after its context has ended
 	done   chan error
 	cancel context.CancelFunc
+	holds  func() bool
 	// reached tells whether the last request for the lease was answered.
 	reached atomic.Bool
 }
@@ -30,6 +31,7 @@ func (w *world) stand(name string) *candidate {
 		Config: cfg, Owner: w.cluster, Lock: w.kube, Contact: func(err error) { c.reached.Store(err == nil) },
 		LeaseDuration: 600 * time.Millisecond, RenewDeadline: 300 * time.Millisecond, RetryPeriod: 20 * time.Millisecond,
 	}
+	c.holds = e.Holds
 	go func() {
 		c.done <- e.Run(ctx, func(ctx context.Context) error {
 			c.leads <- ctx
@@ -127,11 +129,13 @@ func TestLostLease(t *testing.T) {
 	if !c.reached.Load() {
 		t.Error("a leader must know that it reaches the API server")
 	}
+	eventually(t, "the leader holds the lease", c.holds)
 	w.away.Store(true)
 	soon(t, "the work is told to end", ctx.Done())
 	if cause := context.Cause(ctx); cause != ErrLostLeadership {
 		t.Errorf("told to end because of %v", cause)
 	}
+	eventually(t, "nobody holds a lease that was not renewed for so long", func() bool { return !c.holds() })
 	if c.reached.Load() {
 		t.Error("who cannot renew must know that the API server is away")
 	}

@@ -24,7 +24,14 @@ var ErrStopped = errors.New("the controller is not running")
 type Config struct {
 	Backend     Backend
 	Broadcaster Broadcaster
-	Logger      *slog.Logger
+	// Grant hands a lease to the agent of its node, without blocking; nil where there
+	// are no agents. A lease that does not arrive is asked for again.
+	Grant func(core.GrantLease)
+	// Leading tells, by the time and not by what was heard, whether no other
+	// controller can lead yet; nil where there is no other. Leases are granted only
+	// while it is so: whoever leads next knows for how long one may last.
+	Leading func() bool
+	Logger  *slog.Logger
 
 	// TickEvery is the distance of the core's ticks; 0 for 200 ms.
 	TickEvery time.Duration
@@ -134,6 +141,9 @@ func (r *Runtime) Run(ctx context.Context) error {
 	})
 	wg.Go(func() { r.sendEvents(ctx) })
 
+	// The core's time passes evenly, whatever becomes of the clock.
+	begun := r.cfg.Now()
+	now := func() int64 { return begun.UnixMilli() + r.cfg.Now().Sub(begun).Milliseconds() }
 	tick := time.NewTicker(r.cfg.TickEvery)
 	defer tick.Stop()
 	exec := func(effects []core.Effect) {
@@ -141,7 +151,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 			r.execute(ctx, cancel, &wg, e)
 		}
 	}
-	var in core.Input = core.Tick{Now: r.cfg.Now().UnixMilli()}
+	var in core.Input = core.Tick{Now: now()}
 	for {
 		before := state
 		var effects []core.Effect
@@ -158,7 +168,11 @@ func (r *Runtime) Run(ctx context.Context) error {
 			return context.Cause(ctx)
 		case in = <-r.inputs:
 		case <-tick.C:
-			in = core.Tick{Now: r.cfg.Now().UnixMilli()}
+			in = core.Tick{Now: now()}
+		}
+		if report, ok := in.(core.AgentReport); ok {
+			report.Now = now()
+			in = report
 		}
 	}
 }
@@ -206,6 +220,10 @@ func (r *Runtime) execute(ctx context.Context, fail context.CancelCauseFunc, wg 
 		r.cfg.Broadcaster.Publish(e.Update)
 	case core.Reply:
 		r.reply(e)
+	case core.GrantLease:
+		if r.cfg.Grant != nil && (r.cfg.Leading == nil || r.cfg.Leading()) {
+			r.cfg.Grant(e)
+		}
 	case core.Event:
 		select {
 		case r.events <- e:

@@ -94,6 +94,15 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
+// Freeze stops the process without ending it: whatever it is sent waits.
+func (p *Process) Freeze() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Thaw lets a frozen process go on.
+func (p *Process) Thaw() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Reload asks the process to read its own file again.
+func (p *Process) Reload() error { return p.cmd.Process.Signal(syscall.SIGHUP) }
+
 // WaitOrKill waits for the end after Terminate; a process that takes longer
 // than d is killed, which is an error.
 func (p *Process) WaitOrKill(d time.Duration) error {

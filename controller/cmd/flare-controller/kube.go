@@ -146,7 +146,7 @@ func (p *program) runKube(ctx context.Context) error {
 			return err
 		}
 		defer backend.Close()
-		return p.lead(ctx, backend)
+		return p.lead(ctx, backend, election.Holds)
 	})
 	if kube.IsGone(err) {
 		p.log.Info("the FlareCluster was deleted; a new controller waits for the next one", "cluster", o.cluster)

@@ -14,7 +14,10 @@ import (
 
 // lead is one reign: from the loading of the durable state to the end of ctx, of
 // the right to write, or of the index server.
-func (p *program) lead(ctx context.Context, backend runtime.Backend) error {
+//
+// leading tells whether no other controller can lead yet; nil where there is no
+// other.
+func (p *program) lead(ctx context.Context, backend runtime.Backend, leading func() bool) error {
 	ln, err := net.Listen("tcp", p.options.index)
 	if err != nil {
 		return fmt.Errorf("--index: %w", err)
@@ -24,7 +27,8 @@ func (p *program) lead(ctx context.Context, backend runtime.Backend) error {
 	var rt *runtime.Runtime
 	nodes := index.NewBroadcaster(index.BroadcasterConfig{Observe: func(in core.Input) { rt.Observe(in) }, Logger: p.log})
 	defer nodes.Close()
-	rt = runtime.New(runtime.Config{Backend: backend, Broadcaster: nodes, Logger: p.log, Trace: p.admin.Metrics().Trace})
+	rt = runtime.New(runtime.Config{Backend: backend, Broadcaster: nodes, Grant: p.admin.Grant, Leading: leading,
+		Logger: p.log, Trace: p.admin.Metrics().Trace})
 	server := index.NewServer(index.ServerConfig{Cluster: rt, Version: version, Logger: p.log})
 
 	g, reign := errgroup.WithContext(ctx)

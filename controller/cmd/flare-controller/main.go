@@ -147,7 +147,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer backend.Close()
-	return p.serve(ctx, func(ctx context.Context) error { return p.lead(ctx, backend) })
+	return p.serve(ctx, func(ctx context.Context) error { return p.lead(ctx, backend, nil) })
 }
 
 // program is one running controller process.

@@ -1054,11 +1054,112 @@ func (x *HandOverMasterResponse) GetHandover() *Handover {
 	return nil
 }
 
+// RenewLeaseRequest carries a lease.
+type RenewLeaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As the controller gave it.
+	Lease         *LeaseGrant `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewLeaseRequest) Reset() {
+	*x = RenewLeaseRequest{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewLeaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewLeaseRequest) ProtoMessage() {}
+
+func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
+func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RenewLeaseRequest) GetLease() *LeaseGrant {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+// RenewLeaseResponse tells whether it counts.
+type RenewLeaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False when the lease is of another process or of another mastership.
+	Accepted bool `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// Why not, machine-readable; empty when accepted.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewLeaseResponse) Reset() {
+	*x = RenewLeaseResponse{}
+	mi := &file_flare_agent_v1_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewLeaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewLeaseResponse) ProtoMessage() {}
+
+func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_agent_v1_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
+func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
+	return file_flare_agent_v1_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RenewLeaseResponse) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+func (x *RenewLeaseResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_flare_agent_v1_node_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x19flare/agent/v1/node.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\"\x12\n" +
+	"\x19flare/agent/v1/node.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\"\x12\n" +
 	"\x10WatchNodeRequest\"G\n" +
 	"\x11WatchNodeResponse\x122\n" +
 	"\x06status\x18\x01 \x01(\v2\x1a.flare.agent.v1.NodeStatusR\x06status\")\n" +
@@ -1104,7 +1205,12 @@ const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"N\n" +
 	"\x16HandOverMasterResponse\x124\n" +
-	"\bhandover\x18\x01 \x01(\v2\x18.flare.agent.v1.HandoverR\bhandover2\xe2\a\n" +
+	"\bhandover\x18\x01 \x01(\v2\x18.flare.agent.v1.HandoverR\bhandover\"E\n" +
+	"\x11RenewLeaseRequest\x120\n" +
+	"\x05lease\x18\x01 \x01(\v2\x1a.flare.agent.v1.LeaseGrantR\x05lease\"H\n" +
+	"\x12RenewLeaseResponse\x12\x1a\n" +
+	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason2\xb7\b\n" +
 	"\vNodeService\x12R\n" +
 	"\tWatchNode\x12 .flare.agent.v1.WatchNodeRequest\x1a!.flare.agent.v1.WatchNodeResponse0\x01\x12Y\n" +
 	"\fApplyOptions\x12#.flare.agent.v1.ApplyOptionsRequest\x1a$.flare.agent.v1.ApplyOptionsResponse\x12S\n" +
@@ -1119,7 +1225,9 @@ const file_flare_agent_v1_node_proto_rawDesc = "" +
 	"\vListBackups\x12\".flare.agent.v1.ListBackupsRequest\x1a#.flare.agent.v1.ListBackupsResponse\x12S\n" +
 	"\n" +
 	"DropBackup\x12!.flare.agent.v1.DropBackupRequest\x1a\".flare.agent.v1.DropBackupResponse\x12_\n" +
-	"\x0eHandOverMaster\x12%.flare.agent.v1.HandOverMasterRequest\x1a&.flare.agent.v1.HandOverMasterResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
+	"\x0eHandOverMaster\x12%.flare.agent.v1.HandOverMasterRequest\x1a&.flare.agent.v1.HandOverMasterResponse\x12S\n" +
+	"\n" +
+	"RenewLease\x12!.flare.agent.v1.RenewLeaseRequest\x1a\".flare.agent.v1.RenewLeaseResponseB7Z5github.com/flarekv/flare/proto/flare/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_flare_agent_v1_node_proto_rawDescOnce sync.Once
@@ -1133,7 +1241,7 @@ func file_flare_agent_v1_node_proto_rawDescGZIP() []byte {
 	return file_flare_agent_v1_node_proto_rawDescData
 }
 
-var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_flare_agent_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_flare_agent_v1_node_proto_goTypes = []any{
 	(*WatchNodeRequest)(nil),       // 0: flare.agent.v1.WatchNodeRequest
 	(*WatchNodeResponse)(nil),      // 1: flare.agent.v1.WatchNodeResponse
@@ -1157,57 +1265,63 @@ var file_flare_agent_v1_node_proto_goTypes = []any{
 	(*DropBackupResponse)(nil),     // 19: flare.agent.v1.DropBackupResponse
 	(*HandOverMasterRequest)(nil),  // 20: flare.agent.v1.HandOverMasterRequest
 	(*HandOverMasterResponse)(nil), // 21: flare.agent.v1.HandOverMasterResponse
-	(*NodeStatus)(nil),             // 22: flare.agent.v1.NodeStatus
-	(*OptionStatus)(nil),           // 23: flare.agent.v1.OptionStatus
-	(*OptionVerdict)(nil),          // 24: flare.agent.v1.OptionVerdict
-	(*OrphanProgress)(nil),         // 25: flare.agent.v1.OrphanProgress
-	(Tier)(0),                      // 26: flare.agent.v1.Tier
-	(*ResyncProgress)(nil),         // 27: flare.agent.v1.ResyncProgress
-	(*BackupProgress)(nil),         // 28: flare.agent.v1.BackupProgress
-	(*Backup)(nil),                 // 29: flare.agent.v1.Backup
-	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
-	(*Handover)(nil),               // 31: flare.agent.v1.Handover
+	(*RenewLeaseRequest)(nil),      // 22: flare.agent.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),     // 23: flare.agent.v1.RenewLeaseResponse
+	(*NodeStatus)(nil),             // 24: flare.agent.v1.NodeStatus
+	(*OptionStatus)(nil),           // 25: flare.agent.v1.OptionStatus
+	(*OptionVerdict)(nil),          // 26: flare.agent.v1.OptionVerdict
+	(*OrphanProgress)(nil),         // 27: flare.agent.v1.OrphanProgress
+	(Tier)(0),                      // 28: flare.agent.v1.Tier
+	(*ResyncProgress)(nil),         // 29: flare.agent.v1.ResyncProgress
+	(*BackupProgress)(nil),         // 30: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                 // 31: flare.agent.v1.Backup
+	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
+	(*Handover)(nil),               // 33: flare.agent.v1.Handover
+	(*LeaseGrant)(nil),             // 34: flare.agent.v1.LeaseGrant
 }
 var file_flare_agent_v1_node_proto_depIdxs = []int32{
-	22, // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
-	23, // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
-	23, // 2: flare.agent.v1.GetOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
-	24, // 3: flare.agent.v1.CheckOptionsResponse.options:type_name -> flare.agent.v1.OptionVerdict
-	25, // 4: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	25, // 5: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	26, // 6: flare.agent.v1.StartResyncRequest.tier:type_name -> flare.agent.v1.Tier
-	27, // 7: flare.agent.v1.StartResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
-	28, // 8: flare.agent.v1.MakeBackupResponse.progress:type_name -> flare.agent.v1.BackupProgress
-	29, // 9: flare.agent.v1.ListBackupsResponse.backups:type_name -> flare.agent.v1.Backup
-	30, // 10: flare.agent.v1.HandOverMasterRequest.deadline:type_name -> google.protobuf.Duration
-	31, // 11: flare.agent.v1.HandOverMasterResponse.handover:type_name -> flare.agent.v1.Handover
-	0,  // 12: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
-	2,  // 13: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
-	4,  // 14: flare.agent.v1.NodeService.GetOptions:input_type -> flare.agent.v1.GetOptionsRequest
-	6,  // 15: flare.agent.v1.NodeService.CheckOptions:input_type -> flare.agent.v1.CheckOptionsRequest
-	8,  // 16: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
-	10, // 17: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
-	12, // 18: flare.agent.v1.NodeService.StartResync:input_type -> flare.agent.v1.StartResyncRequest
-	14, // 19: flare.agent.v1.NodeService.MakeBackup:input_type -> flare.agent.v1.MakeBackupRequest
-	16, // 20: flare.agent.v1.NodeService.ListBackups:input_type -> flare.agent.v1.ListBackupsRequest
-	18, // 21: flare.agent.v1.NodeService.DropBackup:input_type -> flare.agent.v1.DropBackupRequest
-	20, // 22: flare.agent.v1.NodeService.HandOverMaster:input_type -> flare.agent.v1.HandOverMasterRequest
-	1,  // 23: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
-	3,  // 24: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
-	5,  // 25: flare.agent.v1.NodeService.GetOptions:output_type -> flare.agent.v1.GetOptionsResponse
-	7,  // 26: flare.agent.v1.NodeService.CheckOptions:output_type -> flare.agent.v1.CheckOptionsResponse
-	9,  // 27: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
-	11, // 28: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
-	13, // 29: flare.agent.v1.NodeService.StartResync:output_type -> flare.agent.v1.StartResyncResponse
-	15, // 30: flare.agent.v1.NodeService.MakeBackup:output_type -> flare.agent.v1.MakeBackupResponse
-	17, // 31: flare.agent.v1.NodeService.ListBackups:output_type -> flare.agent.v1.ListBackupsResponse
-	19, // 32: flare.agent.v1.NodeService.DropBackup:output_type -> flare.agent.v1.DropBackupResponse
-	21, // 33: flare.agent.v1.NodeService.HandOverMaster:output_type -> flare.agent.v1.HandOverMasterResponse
-	23, // [23:34] is the sub-list for method output_type
-	12, // [12:23] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	24, // 0: flare.agent.v1.WatchNodeResponse.status:type_name -> flare.agent.v1.NodeStatus
+	25, // 1: flare.agent.v1.ApplyOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
+	25, // 2: flare.agent.v1.GetOptionsResponse.options:type_name -> flare.agent.v1.OptionStatus
+	26, // 3: flare.agent.v1.CheckOptionsResponse.options:type_name -> flare.agent.v1.OptionVerdict
+	27, // 4: flare.agent.v1.ScanOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	27, // 5: flare.agent.v1.PurgeOrphansResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	28, // 6: flare.agent.v1.StartResyncRequest.tier:type_name -> flare.agent.v1.Tier
+	29, // 7: flare.agent.v1.StartResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
+	30, // 8: flare.agent.v1.MakeBackupResponse.progress:type_name -> flare.agent.v1.BackupProgress
+	31, // 9: flare.agent.v1.ListBackupsResponse.backups:type_name -> flare.agent.v1.Backup
+	32, // 10: flare.agent.v1.HandOverMasterRequest.deadline:type_name -> google.protobuf.Duration
+	33, // 11: flare.agent.v1.HandOverMasterResponse.handover:type_name -> flare.agent.v1.Handover
+	34, // 12: flare.agent.v1.RenewLeaseRequest.lease:type_name -> flare.agent.v1.LeaseGrant
+	0,  // 13: flare.agent.v1.NodeService.WatchNode:input_type -> flare.agent.v1.WatchNodeRequest
+	2,  // 14: flare.agent.v1.NodeService.ApplyOptions:input_type -> flare.agent.v1.ApplyOptionsRequest
+	4,  // 15: flare.agent.v1.NodeService.GetOptions:input_type -> flare.agent.v1.GetOptionsRequest
+	6,  // 16: flare.agent.v1.NodeService.CheckOptions:input_type -> flare.agent.v1.CheckOptionsRequest
+	8,  // 17: flare.agent.v1.NodeService.ScanOrphans:input_type -> flare.agent.v1.ScanOrphansRequest
+	10, // 18: flare.agent.v1.NodeService.PurgeOrphans:input_type -> flare.agent.v1.PurgeOrphansRequest
+	12, // 19: flare.agent.v1.NodeService.StartResync:input_type -> flare.agent.v1.StartResyncRequest
+	14, // 20: flare.agent.v1.NodeService.MakeBackup:input_type -> flare.agent.v1.MakeBackupRequest
+	16, // 21: flare.agent.v1.NodeService.ListBackups:input_type -> flare.agent.v1.ListBackupsRequest
+	18, // 22: flare.agent.v1.NodeService.DropBackup:input_type -> flare.agent.v1.DropBackupRequest
+	20, // 23: flare.agent.v1.NodeService.HandOverMaster:input_type -> flare.agent.v1.HandOverMasterRequest
+	22, // 24: flare.agent.v1.NodeService.RenewLease:input_type -> flare.agent.v1.RenewLeaseRequest
+	1,  // 25: flare.agent.v1.NodeService.WatchNode:output_type -> flare.agent.v1.WatchNodeResponse
+	3,  // 26: flare.agent.v1.NodeService.ApplyOptions:output_type -> flare.agent.v1.ApplyOptionsResponse
+	5,  // 27: flare.agent.v1.NodeService.GetOptions:output_type -> flare.agent.v1.GetOptionsResponse
+	7,  // 28: flare.agent.v1.NodeService.CheckOptions:output_type -> flare.agent.v1.CheckOptionsResponse
+	9,  // 29: flare.agent.v1.NodeService.ScanOrphans:output_type -> flare.agent.v1.ScanOrphansResponse
+	11, // 30: flare.agent.v1.NodeService.PurgeOrphans:output_type -> flare.agent.v1.PurgeOrphansResponse
+	13, // 31: flare.agent.v1.NodeService.StartResync:output_type -> flare.agent.v1.StartResyncResponse
+	15, // 32: flare.agent.v1.NodeService.MakeBackup:output_type -> flare.agent.v1.MakeBackupResponse
+	17, // 33: flare.agent.v1.NodeService.ListBackups:output_type -> flare.agent.v1.ListBackupsResponse
+	19, // 34: flare.agent.v1.NodeService.DropBackup:output_type -> flare.agent.v1.DropBackupResponse
+	21, // 35: flare.agent.v1.NodeService.HandOverMaster:output_type -> flare.agent.v1.HandOverMasterResponse
+	23, // 36: flare.agent.v1.NodeService.RenewLease:output_type -> flare.agent.v1.RenewLeaseResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_node_proto_init() }
@@ -1215,6 +1329,7 @@ func file_flare_agent_v1_node_proto_init() {
 	if File_flare_agent_v1_node_proto != nil {
 		return
 	}
+	file_flare_agent_v1_lease_proto_init()
 	file_flare_agent_v1_types_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1222,7 +1337,7 @@ func file_flare_agent_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_agent_v1_node_proto_rawDesc), len(file_flare_agent_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

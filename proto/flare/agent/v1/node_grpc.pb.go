@@ -30,6 +30,7 @@ const (
 	NodeService_ListBackups_FullMethodName    = "/flare.agent.v1.NodeService/ListBackups"
 	NodeService_DropBackup_FullMethodName     = "/flare.agent.v1.NodeService/DropBackup"
 	NodeService_HandOverMaster_FullMethodName = "/flare.agent.v1.NodeService/HandOverMaster"
+	NodeService_RenewLease_FullMethodName     = "/flare.agent.v1.NodeService/RenewLease"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -63,6 +64,9 @@ type NodeServiceClient interface {
 	DropBackup(ctx context.Context, in *DropBackupRequest, opts ...grpc.CallOption) (*DropBackupResponse, error)
 	// HandOverMaster is AgentService.Handover.
 	HandOverMaster(ctx context.Context, in *HandOverMasterRequest, opts ...grpc.CallOption) (*HandOverMasterResponse, error)
+	// RenewLease hands a lease of the controller over: until it ends the node may
+	// take writes as master of the partition.
+	RenewLease(ctx context.Context, in *RenewLeaseRequest, opts ...grpc.CallOption) (*RenewLeaseResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -228,6 +232,16 @@ func (c *nodeServiceClient) HandOverMaster(ctx context.Context, in *HandOverMast
 	return out, nil
 }
 
+func (c *nodeServiceClient) RenewLease(ctx context.Context, in *RenewLeaseRequest, opts ...grpc.CallOption) (*RenewLeaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewLeaseResponse)
+	err := c.cc.Invoke(ctx, NodeService_RenewLease_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -259,6 +273,9 @@ type NodeServiceServer interface {
 	DropBackup(context.Context, *DropBackupRequest) (*DropBackupResponse, error)
 	// HandOverMaster is AgentService.Handover.
 	HandOverMaster(context.Context, *HandOverMasterRequest) (*HandOverMasterResponse, error)
+	// RenewLease hands a lease of the controller over: until it ends the node may
+	// take writes as master of the partition.
+	RenewLease(context.Context, *RenewLeaseRequest) (*RenewLeaseResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -301,6 +318,9 @@ func (UnimplementedNodeServiceServer) DropBackup(context.Context, *DropBackupReq
 }
 func (UnimplementedNodeServiceServer) HandOverMaster(context.Context, *HandOverMasterRequest) (*HandOverMasterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method HandOverMaster not implemented")
+}
+func (UnimplementedNodeServiceServer) RenewLease(context.Context, *RenewLeaseRequest) (*RenewLeaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewLease not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -486,6 +506,24 @@ func _NodeService_HandOverMaster_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_RenewLease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewLeaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).RenewLease(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_RenewLease_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).RenewLease(ctx, req.(*RenewLeaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -516,6 +554,10 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "HandOverMaster",
 			Handler:    _NodeService_HandOverMaster_Handler,
+		},
+		{
+			MethodName: "RenewLease",
+			Handler:    _NodeService_RenewLease_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1260,7 +1260,15 @@ type NodeStatus struct {
 	InSyncNodes uint32 `protobuf:"varint,43,opt,name=in_sync_nodes,json=inSyncNodes,proto3" json:"in_sync_nodes,omitempty"`
 	// How many of them there must be for writes to be taken; 1 when that does not
 	// matter.
-	MinInSync     uint32 `protobuf:"varint,44,opt,name=min_in_sync,json=minInSync,proto3" json:"min_in_sync,omitempty"`
+	MinInSync uint32 `protobuf:"varint,44,opt,name=min_in_sync,json=minInSync,proto3" json:"min_in_sync,omitempty"`
+	// When this status was made, in nanoseconds of the process's own clock. A lease is
+	// counted from the token of the status that it answers.
+	LeaseToken uint64 `protobuf:"varint,30,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
+	// Epoch in which this node takes writes and wants a lease for it; 0 for none. A
+	// node that says 0 has given up every lease that answers an earlier token.
+	LeaseEpoch uint64 `protobuf:"varint,31,opt,name=lease_epoch,json=leaseEpoch,proto3" json:"lease_epoch,omitempty"`
+	// The lease this node has.
+	Lease         *WriteLease `protobuf:"bytes,32,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1482,6 +1490,27 @@ func (x *NodeStatus) GetMinInSync() uint32 {
 		return x.MinInSync
 	}
 	return 0
+}
+
+func (x *NodeStatus) GetLeaseToken() uint64 {
+	if x != nil {
+		return x.LeaseToken
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetLeaseEpoch() uint64 {
+	if x != nil {
+		return x.LeaseEpoch
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetLease() *WriteLease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
 }
 
 // Handover is how a master gave, or did not give, its role to a replica.
@@ -2714,7 +2743,7 @@ var File_flare_agent_v1_types_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\n" +
-	"\x1aflare/agent/v1/types.proto\x12\x0eflare.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n" +
+	"\x1aflare/agent/v1/types.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n" +
 	"\x03Lsn\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\"\xef\x02\n" +
@@ -2787,7 +2816,8 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x0fgiven_up_reason\x18\b \x01(\tR\rgivenUpReason\"=\n" +
 	"\rStreamRefusal\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xe8\t\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xdc\n" +
+	"\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -2819,7 +2849,12 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\thandovers\x18) \x01(\x04R\thandovers\x12)\n" +
 	"\x10handovers_failed\x18* \x01(\x04R\x0fhandoversFailed\x12\"\n" +
 	"\rin_sync_nodes\x18+ \x01(\rR\vinSyncNodes\x12\x1e\n" +
-	"\vmin_in_sync\x18, \x01(\rR\tminInSyncB\f\n" +
+	"\vmin_in_sync\x18, \x01(\rR\tminInSync\x12\x1f\n" +
+	"\vlease_token\x18\x1e \x01(\x04R\n" +
+	"leaseToken\x12\x1f\n" +
+	"\vlease_epoch\x18\x1f \x01(\x04R\n" +
+	"leaseEpoch\x120\n" +
+	"\x05lease\x18  \x01(\v2\x1a.flare.agent.v1.WriteLeaseR\x05leaseB\f\n" +
 	"\n" +
 	"_partitionB\x11\n" +
 	"\x0f_data_partition\"\xba\x02\n" +
@@ -3024,6 +3059,7 @@ var file_flare_agent_v1_types_proto_goTypes = []any{
 	(*OptionVerdict)(nil),         // 26: flare.agent.v1.OptionVerdict
 	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*WriteLease)(nil),            // 29: flare.agent.v1.WriteLease
 }
 var file_flare_agent_v1_types_proto_depIdxs = []int32{
 	7,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
@@ -3050,31 +3086,32 @@ var file_flare_agent_v1_types_proto_depIdxs = []int32{
 	23, // 21: flare.agent.v1.NodeStatus.backups:type_name -> flare.agent.v1.BackupStatus
 	13, // 22: flare.agent.v1.NodeStatus.stream_refusals:type_name -> flare.agent.v1.StreamRefusal
 	15, // 23: flare.agent.v1.NodeStatus.last_handover:type_name -> flare.agent.v1.Handover
-	7,  // 24: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
-	28, // 25: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
-	27, // 26: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
-	16, // 27: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
-	27, // 28: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
-	7,  // 29: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
-	27, // 30: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
-	18, // 31: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
-	27, // 32: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
-	22, // 33: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
-	28, // 34: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
-	7,  // 35: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
-	28, // 36: flare.agent.v1.BackupStatus.newest_at:type_name -> google.protobuf.Timestamp
-	9,  // 37: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
-	7,  // 38: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
-	7,  // 39: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
-	2,  // 40: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
-	4,  // 41: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
-	5,  // 42: flare.agent.v1.OptionStatus.source:type_name -> flare.agent.v1.OptionSource
-	6,  // 43: flare.agent.v1.OptionVerdict.outcome:type_name -> flare.agent.v1.OptionOutcome
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	29, // 24: flare.agent.v1.NodeStatus.lease:type_name -> flare.agent.v1.WriteLease
+	7,  // 25: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
+	28, // 26: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
+	27, // 27: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
+	16, // 28: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
+	27, // 29: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
+	7,  // 30: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
+	27, // 31: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
+	18, // 32: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
+	27, // 33: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
+	22, // 34: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
+	28, // 35: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 36: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
+	28, // 37: flare.agent.v1.BackupStatus.newest_at:type_name -> google.protobuf.Timestamp
+	9,  // 38: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
+	7,  // 39: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
+	7,  // 40: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
+	2,  // 41: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
+	4,  // 42: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
+	5,  // 43: flare.agent.v1.OptionStatus.source:type_name -> flare.agent.v1.OptionSource
+	6,  // 44: flare.agent.v1.OptionVerdict.outcome:type_name -> flare.agent.v1.OptionOutcome
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_types_proto_init() }
@@ -3082,6 +3119,7 @@ func file_flare_agent_v1_types_proto_init() {
 	if File_flare_agent_v1_types_proto != nil {
 		return
 	}
+	file_flare_agent_v1_lease_proto_init()
 	file_flare_agent_v1_types_proto_msgTypes[7].OneofWrappers = []any{}
 	file_flare_agent_v1_types_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}

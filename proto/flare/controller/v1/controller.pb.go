@@ -69,11 +69,13 @@ func (x *AttachRequest) GetStatus() *v1.AgentStatus {
 	return nil
 }
 
-// AttachResponse confirms a report.
+// AttachResponse confirms a report, or carries a lease.
 type AttachResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version of the controller's node map when it took the report.
-	MapVersion    uint64 `protobuf:"varint,1,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
+	// Version of the controller's node map when it sent this.
+	MapVersion uint64 `protobuf:"varint,1,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
+	// For flared, to be handed over at once; absent when nothing is granted.
+	Lease         *v1.LeaseGrant `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -113,6 +115,13 @@ func (x *AttachResponse) GetMapVersion() uint64 {
 		return x.MapVersion
 	}
 	return 0
+}
+
+func (x *AttachResponse) GetLease() *v1.LeaseGrant {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
 }
 
 // GetTopologyRequest asks for the topology.
@@ -567,12 +576,13 @@ var File_flare_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\"D\n" +
+	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\"D\n" +
 	"\rAttachRequest\x123\n" +
-	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"1\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"c\n" +
 	"\x0eAttachResponse\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
-	"mapVersion\"\x14\n" +
+	"mapVersion\x120\n" +
+	"\x05lease\x18\x02 \x01(\v2\x1a.flare.agent.v1.LeaseGrantR\x05lease\"\x14\n" +
 	"\x12GetTopologyRequest\"P\n" +
 	"\x13GetTopologyResponse\x129\n" +
 	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\x16\n" +
@@ -639,30 +649,32 @@ var file_flare_controller_v1_controller_proto_goTypes = []any{
 	(*PartitionTopology)(nil),     // 7: flare.controller.v1.PartitionTopology
 	(*NodeTopology)(nil),          // 8: flare.controller.v1.NodeTopology
 	(*v1.AgentStatus)(nil),        // 9: flare.agent.v1.AgentStatus
-	(v1.Role)(0),                  // 10: flare.agent.v1.Role
-	(v1.State)(0),                 // 11: flare.agent.v1.State
-	(*v1.Lsn)(nil),                // 12: flare.agent.v1.Lsn
+	(*v1.LeaseGrant)(nil),         // 10: flare.agent.v1.LeaseGrant
+	(v1.Role)(0),                  // 11: flare.agent.v1.Role
+	(v1.State)(0),                 // 12: flare.agent.v1.State
+	(*v1.Lsn)(nil),                // 13: flare.agent.v1.Lsn
 }
 var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	9,  // 0: flare.controller.v1.AttachRequest.status:type_name -> flare.agent.v1.AgentStatus
-	6,  // 1: flare.controller.v1.GetTopologyResponse.topology:type_name -> flare.controller.v1.Topology
-	6,  // 2: flare.controller.v1.WatchTopologyResponse.topology:type_name -> flare.controller.v1.Topology
-	7,  // 3: flare.controller.v1.Topology.partitions:type_name -> flare.controller.v1.PartitionTopology
-	8,  // 4: flare.controller.v1.Topology.nodes:type_name -> flare.controller.v1.NodeTopology
-	10, // 5: flare.controller.v1.NodeTopology.role:type_name -> flare.agent.v1.Role
-	11, // 6: flare.controller.v1.NodeTopology.state:type_name -> flare.agent.v1.State
-	12, // 7: flare.controller.v1.NodeTopology.lsn:type_name -> flare.agent.v1.Lsn
-	0,  // 8: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
-	2,  // 9: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
-	4,  // 10: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
-	1,  // 11: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
-	3,  // 12: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
-	5,  // 13: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
-	11, // [11:14] is the sub-list for method output_type
-	8,  // [8:11] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	10, // 1: flare.controller.v1.AttachResponse.lease:type_name -> flare.agent.v1.LeaseGrant
+	6,  // 2: flare.controller.v1.GetTopologyResponse.topology:type_name -> flare.controller.v1.Topology
+	6,  // 3: flare.controller.v1.WatchTopologyResponse.topology:type_name -> flare.controller.v1.Topology
+	7,  // 4: flare.controller.v1.Topology.partitions:type_name -> flare.controller.v1.PartitionTopology
+	8,  // 5: flare.controller.v1.Topology.nodes:type_name -> flare.controller.v1.NodeTopology
+	11, // 6: flare.controller.v1.NodeTopology.role:type_name -> flare.agent.v1.Role
+	12, // 7: flare.controller.v1.NodeTopology.state:type_name -> flare.agent.v1.State
+	13, // 8: flare.controller.v1.NodeTopology.lsn:type_name -> flare.agent.v1.Lsn
+	0,  // 9: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
+	2,  // 10: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
+	4,  // 11: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
+	1,  // 12: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
+	3,  // 13: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
+	5,  // 14: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
+	12, // [12:15] is the sub-list for method output_type
+	9,  // [9:12] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_flare_controller_v1_controller_proto_init() }
