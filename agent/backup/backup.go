@@ -42,6 +42,7 @@ const (
 	ReasonNotEmpty     = "data_dir_not_empty"
 	ReasonInUse        = "data_dir_in_use"
 	ReasonWrongHistory = "invalid_history"
+	ReasonUnfinished   = "rewind_unfinished"
 )
 
 // Error is a refusal or a failure with a machine-readable reason.

@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flarekv/flare/agent/replication/history"
 	"github.com/flarekv/flare/agent/storage"
+	"github.com/flarekv/flare/proto/topology"
 )
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -368,6 +370,27 @@ func TestRestoreRefuses(t *testing.T) {
 	again := open(t, db.Dir())
 	if pos := again.Position(); pos.History != "new" || pos.LSN.Index != r.Manifest.Index+1 || get(t, again, "state") != "backup" {
 		t.Errorf("restored as a new history: %+v", pos)
+	}
+}
+
+// In the middle of a rewind a database is at one position with records of another.
+func TestCreateDuringARewind(t *testing.T) {
+	db := filled(t)
+	fork := db.Position().LSN
+	put(t, db, "state", []byte("diverged"))
+	d, err := db.Diverged(t.Context(), fork, history.DefaultRewindLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make([]history.Value, len(d.Keys))
+	if err := db.Rewind(t.Context(), d, values, topology.LSN{Epoch: fork.Epoch + 1, Index: fork.Index + 9}); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	_, err = Create(t.Context(), db, Request{Root: root, Name: "a"}, nil)
+	wantReason(t, "in the middle of a rewind", err, ReasonUnfinished)
+	if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

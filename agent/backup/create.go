@@ -118,6 +118,9 @@ func create(ctx context.Context, db Database, req Request, link bool, report fun
 	if err != nil {
 		return m, err
 	}
+	if !pos.Restored.IsZero() {
+		return m, refuse(ReasonUnfinished, "the copy at %v has records of %v, because a rewind is under way; try again when the node has caught up", pos.LSN, pos.Restored)
+	}
 	m.locate(pos)
 	for _, d := range []string{made, dir, req.Root} {
 		if err := syncFile(d); err != nil {

@@ -165,7 +165,7 @@ type hello struct {
 }
 
 // wanted are the tiers that a replica may insist on, by their number in HELLO.
-var wanted = [...]history.Tier{history.TierNone, history.TierCheckpoint, history.TierWAL}
+var wanted = [...]history.Tier{history.TierNone, history.TierCheckpoint, history.TierWAL, history.TierRewind}
 
 // Bits of HELLO's byte above the number of the wanted tier.
 const (

@@ -47,12 +47,18 @@ func TestResync(t *testing.T) {
 		t.Error(err)
 	}
 	b.wantTier(history.TierCheckpoint, "requested")
+	if outcome, err := b.follower.Resync(history.TierRewind); err != nil {
+		t.Error(err)
+	} else if err := <-outcome; reasonOf(err) != reasonTierNotPossible {
+		t.Errorf("rewind of what has not diverged: %v", err)
+	}
+	waitFor(t, "it is connected again", func() bool { return b.follower.Status().Connected })
 	if err := b.resync(history.TierDump); reasonOf(err) != reasonTierNotPossible {
 		t.Errorf("dump from a master that streams: %v", err)
 	}
 	s := b.follower.Status()
-	if s.WALCatchUps != 3 || s.Checkpoints != 1 || s.FailedAttempts != 0 || !s.Connected || s.ErrorReason != "" {
-		t.Errorf("orders count as failures, or not at all: %+v", s)
+	if s.WALCatchUps != 4 || s.Checkpoints != 1 || s.FailedAttempts != 1 || !s.Connected || s.ErrorReason != "" {
+		t.Errorf("orders that are carried out count as failures, or not at all: %+v", s)
 	}
 	// It goes on as before.
 	a.put("k", "w")
@@ -201,5 +207,46 @@ func TestResyncEndsWithItsFollower(t *testing.T) {
 	b.unfollow()
 	if err := <-outcome; err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ended with %v", err)
+	}
+}
+
+// A diverged replica can be told to rewind, and to copy instead.
+func TestResyncOfADivergedReplica(t *testing.T) {
+	for _, want := range []history.Tier{history.TierRewind, history.TierCheckpoint} {
+		c := newCluster(t, "a:1", "b:1")
+		a, b := c.nodes["a:1"], c.nodes["b:1"]
+		a.lead(1, "b:1")
+		b.follow(a)
+		a.put("k", "shared")
+		b.reached(a)
+		b.unfollow()
+		a.put("k", "never replicated")
+		a.src.StepDown()
+		b.disconnect(true)
+		b.lead(2, "a:1")
+		b.put("k", "new")
+		a.follow(b)
+		waitFor(t, "it cannot connect", func() bool { return a.follower.Status().FailedAttempts > 0 })
+		var err error
+		for range 50 { // the first attempts may be before the master can be reached
+			outcome, refused := a.follower.Resync(want)
+			if refused != nil {
+				t.Fatal(refused)
+			}
+			b.disconnect(false)
+			if err = <-outcome; err == nil {
+				break
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := a.follower.Status(); s.Tier != want {
+			t.Errorf("caught up by %v (%s), want %v", s.Tier, s.Reason, want)
+		}
+		a.reached(b)
+		if a.get("k") != "new" {
+			t.Errorf("%v: k=%q", want, a.get("k"))
+		}
 	}
 }

@@ -68,7 +68,7 @@ type AgentServiceClient interface {
 	// new directory inside flared's backup-dir. It sends its progress about once a
 	// second and ends with the finished backup; when the caller leaves, what was made
 	// is removed. Refusals: invalid_name, exists, no_data, no_space, disk_full,
-	// already_running, backup_dir_unusable.
+	// already_running, backup_dir_unusable, rewind_unfinished.
 	CreateCheckpoint(ctx context.Context, in *CreateCheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateCheckpointResponse], error)
 	// ListCheckpoints lists the backups in flared's backup-dir.
 	ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsResponse, error)
@@ -282,7 +282,7 @@ type AgentServiceServer interface {
 	// new directory inside flared's backup-dir. It sends its progress about once a
 	// second and ends with the finished backup; when the caller leaves, what was made
 	// is removed. Refusals: invalid_name, exists, no_data, no_space, disk_full,
-	// already_running, backup_dir_unusable.
+	// already_running, backup_dir_unusable, rewind_unfinished.
 	CreateCheckpoint(*CreateCheckpointRequest, grpc.ServerStreamingServer[CreateCheckpointResponse]) error
 	// ListCheckpoints lists the backups in flared's backup-dir.
 	ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsResponse, error)
