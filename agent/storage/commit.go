@@ -500,7 +500,7 @@ func (db *DB) writable() error {
 // log as well.
 func (db *DB) checkSpace(now time.Time) error {
 	db.checkedAt, db.unchecked = now, 0
-	free, err := db.freeSpace(db.opts.Dir)
+	free, err := db.opts.FreeSpace(db.opts.Dir)
 	if err != nil {
 		return db.fail(fmt.Errorf("%w: free space of %s: %w", ErrWriteFailed, db.opts.Dir, err))
 	}

@@ -83,7 +83,7 @@ func (db *DB) DropIncoming() error {
 // Space returns how many bytes are free on the disk, and how many of them must stay
 // so for writes not to be refused.
 func (db *DB) Space() (free, reserve int64, err error) {
-	if free, err = db.freeSpace(db.opts.Dir); err != nil {
+	if free, err = db.opts.FreeSpace(db.opts.Dir); err != nil {
 		return 0, 0, fmt.Errorf("storage: free space of %s: %w", db.opts.Dir, err)
 	}
 	return free, max(db.opts.MinFree, 0), nil

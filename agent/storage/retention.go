@@ -138,7 +138,7 @@ func (db *DB) sweep() error {
 			rules.lacking = append(rules.lacking, index)
 		}
 	}
-	if free, err := db.freeSpace(db.opts.Dir); err == nil {
+	if free, err := db.opts.FreeSpace(db.opts.Dir); err == nil {
 		rules.low = free < db.keepFree()
 	}
 	v := expired(starts, rules)

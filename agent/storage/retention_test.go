@@ -118,13 +118,9 @@ func TestRetentionYieldsToWrites(t *testing.T) {
 	now.Store(1000)
 	free.Store(1 << 30)
 	db := open(t, Options{WALTTL: time.Nanosecond, WALReplicaLimit: 10 << 20, SweepInterval: time.Hour, MinFree: 1000,
-		Now: func() time.Time { return time.Unix(now.Load(), 0) }})
+		Now:       func() time.Time { return time.Unix(now.Load(), 0) },
+		FreeSpace: func(string) (int64, error) { return free.Load(), nil }})
 	db.KeepFor([]uint64{1})
-	db.commitMu.Lock()
-	db.walMu.Lock()
-	db.freeSpace = func(string) (int64, error) { return free.Load(), nil }
-	db.walMu.Unlock()
-	db.commitMu.Unlock()
 	logsOf(t, db, 3, 1000)
 	now.Store(time.Now().Add(time.Hour).Unix())
 	if err := db.sweep(); err != nil {

@@ -106,7 +106,9 @@ type Options struct {
 
 	SweepInterval time.Duration    // between two looks at the retained logs, default 10 s
 	Now           func() time.Time // default time.Now
-	Logger        *slog.Logger     // default slog.Default()
+	// FreeSpace returns the free bytes of the file system of dir; the default asks it.
+	FreeSpace func(dir string) (int64, error)
+	Logger    *slog.Logger // default slog.Default()
 }
 
 func (o Options) withDefaults() Options {
@@ -135,6 +137,9 @@ func (o Options) withDefaults() Options {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.FreeSpace == nil {
+		o.FreeSpace = freeSpace
+	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -158,14 +163,13 @@ type DB struct {
 
 	commitMu  sync.Mutex // held by whoever moves the log
 	builder   batchBuilder
-	begun     uint64    // epoch that this process began and no other has followed, 0 if none
-	failure   error     // why nothing can be written; nil if it can
-	retryAt   time.Time // when to look whether failure is over
-	checkedAt time.Time // when free space was looked at
-	unchecked int64     // bytes written since
-	written   uint64    // bytes of all batches that were written
-	unsynced  bool      // the last batch was not synced
-	freeSpace func(dir string) (int64, error)
+	begun     uint64       // epoch that this process began and no other has followed, 0 if none
+	failure   error        // why nothing can be written; nil if it can
+	retryAt   time.Time    // when to look whether failure is over
+	checkedAt time.Time    // when free space was looked at
+	unchecked int64        // bytes written since
+	written   uint64       // bytes of all batches that were written
+	unsynced  bool         // the last batch was not synced
 	failWrite func() error // tests make writes fail with it
 
 	mu     sync.RWMutex // held for reading while eng is used
@@ -218,7 +222,7 @@ func Open(o Options) (*DB, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("storage: create data directory: %w", err)
 	}
-	db := &DB{opts: o, log: o.Logger, seed: maphash.MakeSeed(), freeSpace: freeSpace, cache: newRecordCache(o.RecordCache)}
+	db := &DB{opts: o, log: o.Logger, seed: maphash.MakeSeed(), cache: newRecordCache(o.RecordCache)}
 	db.queue.init()
 	db.tuning.Store(&o.Tuning)
 	db.policy.holds = map[*Hold]uint64{}

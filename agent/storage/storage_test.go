@@ -727,19 +727,16 @@ func TestDiskFull(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		return now
+	}, FreeSpace: func(string) (int64, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return free, nil
 	}})
 	set := func(f int64, later time.Duration) {
 		mu.Lock()
 		defer mu.Unlock()
 		free, now = f, now.Add(later)
 	}
-	db.commitMu.Lock()
-	db.freeSpace = func(dir string) (int64, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return free, nil
-	}
-	db.commitMu.Unlock()
 	update := func() error {
 		_, err := db.Update(t.Context(), []byte("k"), func(Entry) Change { return Change{Op: Put} })
 		return err
