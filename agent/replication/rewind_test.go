@@ -223,10 +223,13 @@ func TestRewindIsGivenUp(t *testing.T) {
 	}
 }
 
-// stuck is a store that applies nothing.
+// stuck is a store that applies nothing that comes.
 type stuck struct{ *storage.DB }
 
-func (s stuck) Apply(ctx context.Context, _ ...[]byte) (topology.LSN, error) {
+func (s stuck) Apply(ctx context.Context, batches ...[]byte) (topology.LSN, error) {
+	if len(batches) == 0 {
+		return s.DB.Apply(ctx)
+	}
 	<-ctx.Done()
 	return s.Position().LSN, ctx.Err()
 }
