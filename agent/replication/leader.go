@@ -35,6 +35,7 @@ type Member struct {
 type Leader struct {
 	epoch   uint64    // 0 while not leading
 	since   time.Time // when the epoch began here
+	formed  bool      // enough nodes have been in sync since
 	session uint64    // of the last grant in this epoch
 	head    topology.LSN
 	members []member // sorted by key
@@ -124,7 +125,7 @@ func (l *Leader) Lead(epoch uint64, slaves []Member, now time.Time) []Effect {
 			m.grant, m.joining, m.granted, m.asking, m.active = 0, false, false, false, false
 			m.heard = now
 		}
-		l.epoch, l.since, l.session = epoch, now, 0
+		l.epoch, l.since, l.formed, l.session = epoch, now, false, 0
 		l.forgetLease()
 	}
 	listed := map[string]bool{}

@@ -12,9 +12,9 @@ const formingLimit = 2 * time.Second
 type Shortage struct {
 	InSync int // nodes, the master included
 	Min    int // that are wanted
-	// Forming tells that the master is new, and that its replicas have not had the
-	// time to come: writes wait instead of being refused. Those of a master that has
-	// handed its role over need it, for they are a moment behind at first.
+	// Forming tells that the master is new, and that its replicas have not been there
+	// and have not had the time to come: writes wait instead of being refused. After a
+	// handover this is so, because the old master is a moment behind at first.
 	Forming bool
 }
 
@@ -31,7 +31,8 @@ func (l *Leader) Shortage(least int, patience time.Duration, now time.Time) (s S
 			s.InSync++
 		}
 	}
-	s.Forming = now.Sub(l.since) < patience
+	l.formed = l.formed || s.InSync >= least
+	s.Forming = !l.formed && now.Sub(l.since) < patience
 	return s, s.InSync < least
 }
 
