@@ -147,6 +147,7 @@ func (k *handovers) drive(ctx context.Context, h *handover, partition int, sessi
 		switch action {
 		case handoverPause:
 			if s.roles.pause(h.epoch, "handover") {
+				s.source.ReleaseLease()
 				h.paused(s.db.Position().LSN, time.Now())
 				action = handoverNothing
 				continue

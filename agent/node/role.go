@@ -201,6 +201,10 @@ func (k *roleKeeper) dropIncoming() {
 func (k *roleKeeper) promise(master string, partition int, epoch uint64, ttl time.Duration) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if ttl == 0 {
+		k.released(partition, epoch)
+		return false
+	}
 	// The map is looked at under the lock: bound, which comes after a map that names
 	// this node, sees the promise, or the promise sees that map.
 	if !mayPromise(dutyOf(k.maps.table()), master, partition, epoch, ttl) {
@@ -212,6 +216,16 @@ func (k *roleKeeper) promise(master string, partition int, epoch uint64, ttl tim
 	}
 	k.bind(k.promised.extend(partition, epoch, k.now(), ttl))
 	return true
+}
+
+// released ends a promise that the master has given back, because it takes no more
+// writes in the epoch; it needs mu.
+func (k *roleKeeper) released(partition int, epoch uint64) {
+	if p := &k.promised; p.partition == partition && p.epoch == epoch && p.until > k.now() {
+		p.until = k.now()
+		k.dropMark()
+		k.changed.fire()
+	}
 }
 
 // bind takes over a promise that has its mark; it needs mu.
@@ -231,6 +245,11 @@ func (k *roleKeeper) unbind() {
 	if k.now() < k.promised.until {
 		return // there is a later one, with a timer of its own
 	}
+	k.dropMark()
+}
+
+// dropMark needs mu.
+func (k *roleKeeper) dropMark() {
 	if err := k.mark.drop(); err != nil {
 		k.logger.Warn("the next start takes this node for bound by a promise", "error", err)
 	}

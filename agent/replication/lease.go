@@ -9,7 +9,7 @@ import (
 // that could be promoted promises to begin no later epoch for some time, nobody else
 // can be master meanwhile. Tokens are times of the master's clock.
 
-// LeaseAsk asks a replica for its promise.
+// LeaseAsk asks a replica for its promise, or gives it back: then TTL is 0.
 type LeaseAsk struct {
 	Key   string
 	Conn  uint64
