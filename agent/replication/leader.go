@@ -276,6 +276,17 @@ func (l *Leader) Tick(now time.Time, timeout time.Duration, oldest topology.LSN,
 	return append(effects, l.advance(now)...)
 }
 
+// Replaceable returns what has to be asked before a replica gives up a part of what
+// it has in order to catch up: false if the index does not believe it to be in sync.
+// Otherwise it could be promoted in the midst of it.
+func (l *Leader) Replaceable(key string) (b Behind, ask bool) {
+	m := l.find(key)
+	if m == nil || !m.active && m.grant == 0 {
+		return Behind{}, false
+	}
+	return Behind{Key: key, Epoch: l.epoch, Session: m.grant}, true
+}
+
 // BehindDone tells what the index answered to a Behind. If it agreed, the
 // replica is out of sync there and no grant up to the session is accepted any more.
 func (l *Leader) BehindDone(b Behind, agreed bool, now time.Time) []Effect {

@@ -147,6 +147,42 @@ func TestDivergedMasterRewinds(t *testing.T) {
 	}
 }
 
+// TestLeftBehindBeforeRewind: a replica that is in sync in the map, as after a failover,
+// could be promoted in the midst of a rewind. So the index hears first that it is not.
+func TestLeftBehindBeforeRewind(t *testing.T) {
+	c := newCluster(t, "a:1", "b:1")
+	a, b := c.nodes["a:1"], c.nodes["b:1"]
+	a.lead(1, "b:1")
+	b.follow(a)
+	a.put("k", "shared")
+	b.reached(a)
+	b.unfollow()
+	lostWrites(a)
+	a.src.StepDown()
+	c.index.set(func() { c.index.active["a:1"], c.index.refuse = true, true })
+	b.lead(2, "a:1")
+	before := a.db.Position().LSN
+
+	a.follow(b)
+	waitFor(t, "the index is asked", func() bool {
+		return a.follower.Status().ErrorReason == "not_left_behind"
+	})
+	if s := a.follower.Status(); s.Rewinds != 0 || a.db.Position().LSN != before {
+		t.Errorf("it has begun: %+v at %v", s, a.db.Position().LSN)
+	}
+	c.index.set(func() { c.index.refuse = false })
+	a.equals(b)
+	if s := a.follower.Status(); s.Rewinds != 1 {
+		t.Errorf("%+v", s)
+	}
+	var calls []string
+	c.index.set(func() { calls = slices.Clone(c.index.calls) })
+	behind := slices.Index(calls, "behind a:1 2 0")
+	if active := slices.Index(calls, "active a:1 2 1"); behind < 0 || active >= 0 && active < behind {
+		t.Errorf("the index heard %q", calls)
+	}
+}
+
 // TestTailWithoutKeysRewinds has a tail that changed nothing but the log.
 func TestTailWithoutKeysRewinds(t *testing.T) {
 	a, b := divergedMaster(t, func(a *node) {})

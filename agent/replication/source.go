@@ -370,6 +370,32 @@ func (s *Source) leaveBehind(ctx context.Context, b Behind) {
 	s.settle()
 }
 
+// expose has the index know that a replica is out of sync before it gives up a part
+// of what it has. The replica waits meanwhile, and comes again if it takes too long.
+func (s *Source) expose(ctx context.Context, key string, log *slog.Logger) error {
+	s.mu.Lock()
+	b, ask := s.leader.Replaceable(key)
+	s.mu.Unlock()
+	if !ask {
+		return nil
+	}
+	log.Info("replica is in sync as far as the index knows; it is left behind before it catches up")
+	err := errors.New("no index is configured")
+	if s.cfg.Behind != nil {
+		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout/2)
+		defer cancel()
+		err = s.cfg.Behind(ctx, b.Key, b.Epoch, b.Session)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.perform(s.leader.BehindDone(b, err == nil, time.Now()))
+	s.settle()
+	if err != nil {
+		return &Error{"not_left_behind", fmt.Errorf("the index must know first that the replica is not in sync: %w", err)}
+	}
+	return nil
+}
+
 // perform hands grants to their feeds; it needs mu. Only Tick has other effects.
 func (s *Source) perform(effects []Effect) {
 	for _, e := range effects {
@@ -577,6 +603,12 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 	}
 	log.Info("replica connected", "lsn", peer.LSN, "master_lsn", pos.LSN, "tier", tier.String(), "reason", reason)
 	s.setTier(f, tier, reason)
+
+	if tier != history.TierWAL {
+		if err := s.expose(ctx, f.key, log); err != nil {
+			return err
+		}
+	}
 
 	interval, timeout := s.interval(), s.timeout()
 	st := start{tier, reason, pos.LSN, pos.History, uint32(interval.Milliseconds()), uint32(timeout.Milliseconds()), choice.Fork}
