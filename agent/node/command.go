@@ -21,9 +21,13 @@ var commands = text.Commands(
 func (s *Server) command(c *conn, req *text.Request) bool {
 	switch req.Command {
 	case text.CmdPing:
-		if s.watcher.slow.Load() {
+		switch {
+		case s.watcher.slow.Load():
 			c.out = append(c.out, text.ReplyStorageError...)
-		} else {
+		case s.standDown.down.Load():
+			// The index would take a node that answers for one that is back.
+			c.out = text.AppendServerError(c.out, reasonResyncFailed)
+		default:
 			c.out = append(c.out, text.ReplyOK...)
 		}
 	case text.CmdVersion:

@@ -28,6 +28,7 @@ type cppNode struct {
 	dumps  int
 	answer func(req *text.Request) string // "close" closes, "silence" does nothing
 	dump   func(n int, nc net.Conn)       // answers the nth dump, from 1 on
+	stream func(nc net.Conn)              // answers replicate, which the original does not know; nil for it
 }
 
 func newCppNode(t testing.TB) *cppNode {
@@ -75,7 +76,11 @@ func (p *cppNode) entry(role topology.Role, state topology.State, partition, bal
 }
 
 func (p *cppNode) serve(nc net.Conn) {
-	r := text.NewReader(nc, text.Options{Commands: text.NodeCommands &^ text.Commands(text.CmdReplicate)})
+	known := text.NodeCommands
+	if p.stream == nil {
+		known &^= text.Commands(text.CmdReplicate)
+	}
+	r := text.NewReader(nc, text.Options{Commands: known})
 	for {
 		var req text.Request
 		err := r.ReadRequest(&req)
@@ -101,6 +106,9 @@ func (p *cppNode) serve(nc net.Conn) {
 		n := p.dumps
 		p.mu.Unlock()
 		switch {
+		case req.Command == text.CmdReplicate:
+			p.stream(nc)
+			return
 		case req.Command == text.CmdDump && dump != nil:
 			dump(n, nc)
 			return

@@ -140,7 +140,9 @@ func (x *testIndex) answer(req *text.Request) []byte {
 		if n == nil || !x.autoMap {
 			return []byte(text.ReplyStateFailed)
 		}
-		n.State = req.Node.State
+		if n.State = req.Node.State; n.State == topology.Down {
+			x.takeDown(key)
+		}
 		x.push()
 		return []byte(text.ReplyOK)
 	case text.CmdNodeRole:

@@ -216,6 +216,13 @@ func (x *indexClient) copied(ctx context.Context) error {
 	return x.call(ctx, req)
 }
 
+// down reports that this node cannot be relied upon.
+func (x *indexClient) down(ctx context.Context) error {
+	req := x.request(text.CmdNodeState)
+	req.Node.State = topology.Down
+	return x.call(ctx, req)
+}
+
 // filled reports that this node has all records of the partition that is being
 // added.
 func (x *indexClient) filled(ctx context.Context) error {

@@ -42,6 +42,7 @@ func (s *Server) appendLogStats(dst []byte, st storage.Stats) []byte {
 	num("wal_rewinds_given_up", counts.rewindsGivenUp)
 	num("checkpoint_syncs", counts.checkpoint)
 	num("wal_sync_failures", counts.failed)
+	num("resync_stand_downs", s.standDown.count.Load())
 	for _, reason := range replication.RefusalReasons {
 		num("stream_refused_"+reason, s.refusals.Counted(reason))
 	}

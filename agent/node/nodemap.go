@@ -23,9 +23,10 @@ type nodeMap struct {
 	netmask int // proxy-prior-netmask
 	clock   func() time.Time
 
-	mu      sync.Mutex // serialises set
-	version uint64
-	current atomic.Pointer[table]
+	mu        sync.Mutex // serialises set
+	version   uint64
+	withdrawn bool // this node answers no reads but as a master
+	current   atomic.Pointer[table]
 }
 
 func newNodeMap(self string, changed *broadcast, logger *slog.Logger) *nodeMap {
@@ -68,6 +69,16 @@ func (m *nodeMap) push(next topology.Map) error {
 	return nil
 }
 
+// withdraw has this node answer no reads but as a master, or answer them again.
+func (m *nodeMap) withdraw(yes bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t := m.current.Load(); m.withdrawn != yes && t != nil {
+		m.withdrawn = yes
+		m.install(t.nodes, t.resolver)
+	}
+}
+
 // install builds and publishes the table; m.mu is held.
 func (m *nodeMap) install(next topology.Map, resolver *topology.Resolver) {
 	former := m.current.Load()
@@ -81,6 +92,9 @@ func (m *nodeMap) install(next topology.Map, resolver *topology.Resolver) {
 			"version", next.Version, "reason", "invalid_layout", "error", err)
 	}
 	t := newTable(m.self, next, view, resolver)
+	if m.withdrawn {
+		t.withdraw()
+	}
 	t.preferNear(m.netmask)
 	t.outdated = err != nil
 	if t.since = m.clock(); former != nil && former.sameOwners(t) {

@@ -28,6 +28,8 @@ type roleKeeper struct {
 	changed *broadcast
 	// catchUp builds what a duty other than a master's needs to get its data.
 	catchUp func(duty) catcher
+	// standDown has a node go on following a master while the index takes it for down.
+	standDown *standDown
 	// excluded tells which slaves are known to be unable to read the log.
 	excluded func(node string) bool
 	leases   bool                 // writes need a lease where the index gives epochs
@@ -84,13 +86,14 @@ func (k *roleKeeper) step(ctx context.Context) time.Duration {
 	k.stepMu.Lock()
 	defer k.stepMu.Unlock()
 	t := k.maps.table()
-	d := dutyOf(t)
+	d, again := k.standDown.duty(dutyOf(t), t)
 	k.homes.note(t)
 	switch d.kind {
 	case dutyMaster:
 		return k.lead(ctx, d)
 	case dutySlave:
 		k.followMaster(ctx, d)
+		return again
 	case dutyFill:
 		return k.fill(ctx, d)
 	default:

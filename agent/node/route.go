@@ -102,6 +102,17 @@ func newTable(self string, nodes topology.Map, view topology.View, resolver *top
 	return t
 }
 
+// withdraw takes this node from those that answer reads as replicas.
+func (t *table) withdraw() {
+	for i := range t.parts {
+		p := &t.parts[i]
+		if !p.leads {
+			p.serves = false
+			p.readers = slices.DeleteFunc(p.readers, func(r reader) bool { return r.node == t.self })
+		}
+	}
+}
+
 // partition finds the partition of a key among the active ones.
 func (t *table) partition(key []byte) (int, bool) {
 	if t == nil || len(t.parts) == 0 {

@@ -71,23 +71,24 @@ type Server struct {
 	failoverWait time.Duration
 	minTimeout   time.Duration // of a request to another node
 
-	born    time.Time                       // origin of the clock of leases
-	urgent  *broadcast                      // a lease is wanted, or not any more
-	live    atomic.Pointer[options.Options] // in force; never modified
-	db      *storage.DB
-	changed *broadcast // a new node map, or the gate
-	maps    *nodeMap
-	gate    *gate
-	roles   *roleKeeper
-	source  *replication.Source
-	handing *handovers
-	relays  *relayKeeper
-	remote  atomic.Pointer[remote] // who answers instead of this cluster; nil for nobody
-	remotes *peers                 // connections there
-	peers   *peers
-	index   *indexClient
-	copying copying
-	limited limitedLog
+	born      time.Time                       // origin of the clock of leases
+	urgent    *broadcast                      // a lease is wanted, or not any more
+	live      atomic.Pointer[options.Options] // in force; never modified
+	db        *storage.DB
+	changed   *broadcast // a new node map, or the gate
+	maps      *nodeMap
+	gate      *gate
+	roles     *roleKeeper
+	source    *replication.Source
+	handing   *handovers
+	relays    *relayKeeper
+	remote    atomic.Pointer[remote] // who answers instead of this cluster; nil for nobody
+	remotes   *peers                 // connections there
+	peers     *peers
+	index     *indexClient
+	copying   copying
+	standDown standDown
+	limited   limitedLog
 
 	items   itemCount
 	tasks   *registry
@@ -175,11 +176,12 @@ func New(cfg Config) (*Server, error) {
 	s.source = s.newSource()
 	s.roles = &roleKeeper{
 		maps: s.maps, gate: s.gate, db: s.db, source: s.source,
-		logger: s.logger, changed: s.changed, catchUp: s.newCatcher, excluded: s.relays.cannotStream,
+		logger: s.logger, changed: s.changed, catchUp: s.newCatcher, excluded: s.relays.cannotStream, standDown: &s.standDown,
 		leases: cfg.Options.AgentSocket != "", now: s.sinceBorn,
 	}
 	s.handing = newHandovers(s)
 	s.roles.remember(cfg.Options.DataDir)
+	s.standDown.s = s
 	s.copying = copying{s: s, lost: make(chan struct{}, 1)}
 	s.status = statusKeeper{changed: s.changed, reason: "starting"}
 	return s, nil
@@ -255,6 +257,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.remotes.close()
 	s.handlers.Wait()
 	background.Wait()
+	s.standDown.telling.Wait()
 	return failure
 }
 

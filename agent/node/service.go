@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -148,7 +149,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 		Instance:         s.instance,
 		Version:          s.version,
 		StartedAt:        timestamppb.New(s.started),
-		NotServingReason: s.status.get(),
+		NotServingReason: cmp.Or(s.status.get(), s.standDown.reason()),
 		MapVersion:       s.maps.mapVersion(),
 		Lsn:              lsnProto(pos.LSN),
 		DataPartition:    agentv1.OptionalPartition(pos.Partition),

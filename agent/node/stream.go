@@ -70,11 +70,13 @@ func (s *Server) newCatcher(d duty) catcher {
 		Promise: func(epoch uint64, ttl time.Duration) bool {
 			return s.roles.promise(d.master, d.partition, epoch, ttl)
 		},
-		Copier:    &slaveCopier{s: s, duty: d},
-		GiveUp:    (&surrender{s: s, partition: d.partition}).consider,
-		Refusals:  &s.refusals,
-		FullAfter: func() int { return s.live.Load().RocksDB.ResyncFailureThreshold },
-		Logger:    s.logger,
+		Copier:   &slaveCopier{s: s, duty: d},
+		GiveUp:   (&surrender{s: s, partition: d.partition}).consider,
+		Refusals: &s.refusals,
+
+		GiveUpAfter: func() int { return s.live.Load().RocksDB.ResyncFailureThreshold },
+		Resync:      func(ok bool) { s.standDown.resync(d, ok) },
+		Logger:      s.logger,
 	})
 }
 

@@ -338,9 +338,11 @@ func TestStalledReceiverLosesItsTurn(t *testing.T) {
 			c := newCluster(t, "a:1", "b:1")
 			b := c.nodes["b:1"]
 			a, _ := copyMaster(t, c, 2<<20, "b:1")
-			a.src.stall, a.sendBuffer = 300*time.Millisecond, 32<<10
 			var refused Refusals
-			a.src.cfg.Refusals = &refused
+			a.tune(func() {
+				a.src.stall, a.sendBuffer = 300*time.Millisecond, 32<<10
+				a.src.cfg.Refusals = &refused
+			})
 
 			conn, err := net.Dial("tcp", a.lis.Addr().String())
 			if err != nil {

@@ -273,6 +273,7 @@ func (s *session) receiveCopy() error {
 		if err != nil {
 			return failed(err)
 		}
+		s.attempts.copied = c.done
 		s.update(func(fs *FollowerStatus) {
 			fs.Waiting, fs.WaitingPosition, fs.BytesDone, fs.BytesTotal = "", 0, c.done, c.total
 			s.up.copied(time.Now(), c.done, c.total, 0)

@@ -25,7 +25,9 @@ const (
 	applyBatches = 512
 	applyBytes   = 4 << 20
 	// defaultFullAfter is the default of FollowerConfig.FullAfter.
-	defaultFullAfter = 3
+	defaultFullAfter = 2
+	// resyncBackoff is the longest pause between attempts once GiveUpAfter is reached.
+	resyncBackoff = 30 * time.Second
 )
 
 // FollowerConfig configures a Follower.
@@ -44,6 +46,12 @@ type FollowerConfig struct {
 	FullAfter func() int
 	// RewindLimits bound what is undone key by key; zero for the defaults.
 	RewindLimits history.RewindLimits
+	// GiveUpAfter is how many resyncs in a row must have failed for Resync to be told,
+	// nil for never; see attempts.
+	GiveUpAfter func() int
+	// Resync is told that this node has everything that its master had, so that it
+	// may be relied upon, or that too many attempts at that have failed. May be nil.
+	Resync func(ok bool)
 	// Copier copies a master that cannot stream its log; nil if this node cannot.
 	Copier Copier
 	// Promise is asked whether the master may go on for ttl in an epoch although the
@@ -95,6 +103,7 @@ type Follower struct {
 
 	failures int // attempts in a row; of Run
 	failing  time.Time
+	attempts attempts // of Run
 }
 
 // FollowerStatus is what a replica knows of its replication.
@@ -126,6 +135,7 @@ type FollowerStatus struct {
 	RewoundBytes   uint64 // of their values
 	RewindsGivenUp uint64 // for a full copy
 	FailedAttempts uint64
+	FailedResyncs  uint64 // in a row
 	Fallbacks      uint64 // full copies that were begun although there was data
 	Purged         uint64 // of Fallbacks, because the master's log did not go back far enough
 }
@@ -160,8 +170,10 @@ func (f *Follower) Run(ctx context.Context) error {
 	backoff := minBackoff
 	var last string
 	defer f.finish()
+	f.attempts.at = f.db.Position().LSN
 	for {
 		began := time.Now()
+		f.attempts.begin()
 		attempt, cancel := f.begin(ctx)
 		err := f.follow(attempt, log)
 		if f.cfg.Copier != nil && reasonOf(err) == reasonNotSupported {
@@ -179,10 +191,16 @@ func (f *Follower) Run(ctx context.Context) error {
 		}
 		reason := reasonOf(err)
 		f.cfg.Refusals.note(err)
+		failed := f.attempts.end(f.db.Position().LSN, reason)
+		gaveUp := f.cfg.GiveUpAfter != nil && failed >= max(f.cfg.GiveUpAfter(), 1)
+		if gaveUp && f.cfg.Resync != nil {
+			f.cfg.Resync(false)
+		}
 		f.update(func(s *FollowerStatus) {
 			s.Connected, s.Waiting, s.WaitingPosition, s.BytesDone, s.BytesTotal, s.RecordsDone = false, "", 0, 0, 0, 0
 			s.ErrorReason, s.Error = reason, err.Error()
 			s.FailedAttempts++
+			s.FailedResyncs = uint64(failed)
 			f.up.end()
 			f.settle(err)
 		})
@@ -190,7 +208,7 @@ func (f *Follower) Run(ctx context.Context) error {
 			log.Warn("replication ended, trying again", "reason", reason, "err", err)
 			last = reason
 		}
-		if time.Since(began) > maxBackoff {
+		if time.Since(began) > maxBackoff && !gaveUp {
 			backoff = minBackoff
 		}
 		if f.failures++; f.failures == 1 {
@@ -205,11 +223,14 @@ func (f *Follower) Run(ctx context.Context) error {
 		case <-f.again:
 		case <-time.After(backoff):
 		}
-		if reason == reasonDiskFull {
-			backoff = min(2*backoff, diskBackoff)
-		} else {
-			backoff = min(2*backoff, maxBackoff)
+		longest := maxBackoff
+		switch {
+		case gaveUp:
+			longest = resyncBackoff
+		case reason == reasonDiskFull:
+			longest = diskBackoff
 		}
+		backoff = min(2*backoff, longest)
 	}
 }
 
@@ -309,6 +330,7 @@ func (s *session) run() error {
 	}
 	s.in.patience = s.timeout
 	s.failures = 0
+	s.attempts.start(st.lsn)
 	if s.cfg.Copier != nil {
 		s.cfg.Copier.End()
 	}
@@ -557,6 +579,12 @@ var unusable = []struct {
 }{{history.ErrGap, refusedGap}, {history.ErrDamaged, refusedBatch}, {history.ErrDiverged, refusedEpoch}}
 
 func (s *session) setApplied(lsn topology.LSN) {
+	if s.attempts.reached(lsn) {
+		s.update(func(fs *FollowerStatus) { fs.FailedResyncs = 0 })
+		if s.cfg.Resync != nil {
+			s.cfg.Resync(true)
+		}
+	}
 	s.amu.Lock()
 	s.streams, s.applied = true, lsn
 	s.amu.Unlock()

@@ -169,6 +169,13 @@ func (c *cluster) add(key, dir string) *node {
 	return n
 }
 
+// tune changes what connections to come find.
+func (n *node) tune(change func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	change()
+}
+
 func (n *node) halt() { n.haltOnce() }
 
 func (n *node) accept(ctx context.Context, conn net.Conn) {
