@@ -128,7 +128,7 @@ var table = append([]spec{
 		func(o *Options) *int64 { return &o.RocksDB.WALReplicaLimitMB }, 1),
 	boolean("rocksdb-sync-writes", live, "whether each commit waits for the disk",
 		func(o *Options) *bool { return &o.RocksDB.SyncWrites }),
-	number("rocksdb-resync-failure-threshold", "failures", 1, 1000, live, "consecutive failures to catch up from the master's log after which the database is copied",
+	number("rocksdb-resync-failure-threshold", "failures", 1, 1000, live, "resyncs in a row that brought nothing although the master agreed to them, after which a replica answers no reads and says to the index that it is down, until it is in step again",
 		func(o *Options) *int { return &o.RocksDB.ResyncFailureThreshold }, 1),
 	number("rocksdb-wal-max-batch-bytes", "bytes", 4096, 1<<26, live, "size up to which concurrent writes are grouped into one batch",
 		func(o *Options) *int64 { return &o.RocksDB.WALMaxBatchBytes }, 1),

@@ -138,8 +138,8 @@ type RocksDBSpec struct {
 	// +optional
 	SyncWrites *bool `json:"syncWrites,omitempty"`
 
-	// Consecutive failures to catch up from the master's log after which a replica
-	// copies the master's database instead.
+	// Consecutive attempts to catch up that brought nothing, after which a replica
+	// answers no reads and reports itself down until it is in step again.
 	// +kubebuilder:default=3
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1000
