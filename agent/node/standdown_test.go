@@ -26,10 +26,10 @@ func TestProbation(t *testing.T) {
 
 // streamFrame is a frame of the replication stream.
 func streamFrame(kind byte, payload []byte) []byte {
-	frame := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
-	frame = append(frame, kind)
-	sum := crc32.Checksum(append([]byte{kind}, payload...), crc32.MakeTable(crc32.Castagnoli))
-	return append(binary.BigEndian.AppendUint32(frame, sum), payload...)
+	sum := func(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+	frame := append(binary.BigEndian.AppendUint32(nil, uint32(len(payload))), kind)
+	frame = binary.BigEndian.AppendUint32(frame, sum(append([]byte{kind}, payload...)))
+	return append(binary.BigEndian.AppendUint32(frame, sum(frame)), payload...)
 }
 
 // streamStart begins a stream of the log by a master at 0/index without a history.

@@ -111,7 +111,7 @@ func readFrame(r *bufio.Reader) (frameType, []byte, error) {
 	}
 	n, t := int(binary.BigEndian.Uint32(h[:])), frameType(h[4])
 	if binary.BigEndian.Uint32(h[9:]) != crc32.Checksum(h[:9], castagnoli) {
-		return 0, nil, fmt.Errorf("%w: checksum of a header", errBadFrame)
+		return 0, nil, refuse(refusedChecksum, "%w: checksum of a header", errBadFrame)
 	}
 	if t == 0 || t >= frameEnd {
 		return 0, nil, refuse(refusedUnknown, "%w: unknown type %d", errBadFrame, h[4])
