@@ -76,8 +76,11 @@ func (p *cppNode) entry(role topology.Role, state topology.State, partition, bal
 }
 
 func (p *cppNode) serve(nc net.Conn) {
+	p.mu.Lock()
+	stream := p.stream
+	p.mu.Unlock()
 	known := text.NodeCommands
-	if p.stream == nil {
+	if stream == nil {
 		known &^= text.Commands(text.CmdReplicate)
 	}
 	r := text.NewReader(nc, text.Options{Commands: known})
@@ -107,7 +110,7 @@ func (p *cppNode) serve(nc net.Conn) {
 		p.mu.Unlock()
 		switch {
 		case req.Command == text.CmdReplicate:
-			p.stream(nc)
+			stream(nc)
 			return
 		case req.Command == text.CmdDump && dump != nil:
 			dump(n, nc)

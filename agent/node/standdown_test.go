@@ -54,6 +54,7 @@ func TestReplicaThatCannotSyncStandsDown(t *testing.T) {
 	)
 	var mode, streams atomic.Int64
 	x, master := newTestIndex(t), newCppNode(t)
+	master.mu.Lock()
 	master.answer = func(req *text.Request) string {
 		switch req.Command {
 		case text.CmdGet, text.CmdGets:
@@ -73,6 +74,7 @@ func TestReplicaThatCannotSyncStandsDown(t *testing.T) {
 			io.Copy(io.Discard, nc)
 		}
 	}
+	master.mu.Unlock()
 	b := startNode(t, x)
 	if _, err := b.db.Update(t.Context(), []byte("k"), func(storage.Entry) storage.Change {
 		return storage.Change{Op: storage.Put, Record: storage.Record{Version: 1, Value: []byte("stale")}}
