@@ -88,7 +88,7 @@ func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, executio
 	if copied {
 		state, reason = w.s.enterCopy(req, r.partition)
 	} else if state, reason = w.s.enough(req); state == gateOpen {
-		state, reason = w.s.gate.enter(r.partition)
+		state, reason = w.s.enter(req.Key(), r.partition)
 	}
 	if state != gateOpen {
 		return dst, execution{}, state, reason
@@ -119,6 +119,21 @@ func (w *writer) write(dst []byte, req *text.Request, r route) ([]byte, executio
 	}
 	w.m.data, w.out = nil, outcome{}
 	return dst, e, gateOpen, ""
+}
+
+// enter passes the gate for a write of a key that was routed to a partition, if the
+// map in force still says so: since then a new partition may have taken the key over,
+// and what is written here after the last such write has left the gate never gets there.
+func (s *Server) enter(key []byte, partition int) (gateState, string) {
+	state, reason := s.gate.enter(partition)
+	if state != gateOpen {
+		return state, reason
+	}
+	if now, ok := s.maps.table().partition(key); !ok || now != partition {
+		s.gate.leave()
+		return gateWait, "map_changed"
+	}
+	return gateOpen, ""
 }
 
 // finish waits until a write is committed, and for the replicas if the request

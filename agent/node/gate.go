@@ -82,6 +82,12 @@ func (g *gate) copying() bool {
 
 func (g *gate) leave() { g.mu.RUnlock() }
 
+// drain waits until everybody has left who has entered so far.
+func (g *gate) drain() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+}
+
 // open lets writes to the partition in; with leased only while there is a lease.
 func (g *gate) open(partition int, epoch uint64, leased bool) {
 	g.set(gateOpen, partition, epoch, "", leased)

@@ -242,9 +242,11 @@ func (k *relayKeeper) end(ctx context.Context, r *relayRun, t *table) {
 		r.cancel()
 		return
 	}
-	lsn := k.s.db.Position().LSN
 	go func() {
 		defer r.cancel()
+		// Who enters from now on sees this map.
+		k.s.gate.drain()
+		lsn := k.s.db.Position().LSN
 		ctx, cancel := context.WithTimeout(ctx, relayEnd)
 		defer cancel()
 		r.relay.Wait(ctx, lsn, true)

@@ -286,6 +286,41 @@ func TestWritesForANewPartition(t *testing.T) {
 	})
 }
 
+// TestRoutedByAFormerMap: a write that was routed before a new partition took its key
+// over must not be executed after: nobody would send it on.
+func TestRoutedByAFormerMap(t *testing.T) {
+	x := newTestIndex(t)
+	old, fresh := startNode(t, x, quick), startNode(t, x, quick)
+	x.master(old.key(), 0)
+	old.settled(dutyMaster)
+	resolver := old.maps.table().resolver
+	key := []byte("k")
+	for i := 0; resolver.Partition(key, 2) != 1; i++ {
+		key = fmt.Appendf(nil, "k%d", i)
+	}
+	if state, reason := old.enter(key, 0); state != gateOpen {
+		t.Fatalf("before: %v %s", state, reason)
+	}
+	old.gate.leave()
+	x.master(fresh.key(), 1)
+	eventually(t, "the new map", func() error {
+		if n := len(old.maps.table().parts); n != 2 {
+			return fmt.Errorf("%d partitions", n)
+		}
+		return nil
+	})
+	if state, reason := old.enter(key, 0); state != gateWait || reason != "map_changed" {
+		t.Errorf("after: %v %s", state, reason)
+	}
+	for i := 0; resolver.Partition(key, 2) != 0; i++ {
+		key = fmt.Appendf(nil, "k%d", i)
+	}
+	if state, reason := old.enter(key, 0); state != gateOpen {
+		t.Fatalf("a key that stays: %v %s", state, reason)
+	}
+	old.gate.leave()
+}
+
 // A partition is added under load: no write of the keys that move is lost, from
 // before, while it was filled, and while it was put in force.
 func TestNewPartitionUnderLoad(t *testing.T) {
