@@ -34,7 +34,7 @@ var clientMasks = masks{
 	{regexp.MustCompile(`STAT version \S+`), "STAT version V"},
 	{regexp.MustCompile(`STAT (pid|uptime|time|rusage_user|rusage_system|bytes|bytes_read|bytes_written|curr_connections|total_connections|threads|pool_threads|node_map_version) [0-9.]+`), "STAT $1 N"},
 	{regexp.MustCompile(`STAT (rocksdb|expiry|record_cache|handover|lease|replication)_\S+ \S*\r\n`), ""}, // additions
-	{regexp.MustCompile(`STAT curr_items \d+`), "STAT curr_items N"},           // expired ones leave at another time
+	{regexp.MustCompile(`STAT curr_items \d+`), "STAT curr_items N"},                                      // expired ones leave at another time
 	{regexp.MustCompile(`(?s)^STAT server-name .*END\r\n$`), "SETTINGS"},
 	{regexp.MustCompile(`STAT \d+:`), "STAT ID:"},
 	{regexp.MustCompile(`:uptime \d+`), ":uptime N"},
