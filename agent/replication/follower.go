@@ -24,8 +24,9 @@ const (
 	// time until it is acknowledged.
 	applyBatches = 512
 	applyBytes   = 4 << 20
-	// defaultFullAfter is the default of FollowerConfig.FullAfter.
-	defaultFullAfter = 2
+	// fullAfter is after how many streams in a row that could not be applied a full
+	// copy is asked for.
+	fullAfter = 2
 	// resyncBackoff is the longest pause between attempts once GiveUpAfter is reached.
 	resyncBackoff = 30 * time.Second
 )
@@ -41,9 +42,6 @@ type FollowerConfig struct {
 	// InSync tells the index that this node is in sync. It is repeated until it
 	// succeeds; an error that wraps ErrRefused means that it never will.
 	InSync func(ctx context.Context, epoch, session uint64) error
-	// FullAfter is after how many streams in a row that could not be applied a full
-	// copy is asked for, 0 for never; may be nil.
-	FullAfter func() int
 	// RewindLimits bound what is undone key by key; zero for the defaults.
 	RewindLimits history.RewindLimits
 	// GiveUpAfter is how many resyncs in a row must have failed for Resync to be told,
@@ -464,13 +462,9 @@ func refusedBy(payload []byte) error {
 
 // wantsFull reports whether streams failed too often to try another.
 func (s *session) wantsFull() bool {
-	limit := defaultFullAfter
-	if s.cfg.FullAfter != nil {
-		limit = s.cfg.FullAfter()
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return limit > 0 && s.unusable >= limit && !s.db.Position().Empty()
+	return s.unusable >= fullAfter && !s.db.Position().Empty()
 }
 
 func (s *session) countUnusable(n int) {

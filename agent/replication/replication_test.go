@@ -768,7 +768,7 @@ func TestUnusableStreamsLeadToACopy(t *testing.T) {
 	a.put("k", "v")
 
 	db := &deaf{DB: b.db, err: storage.ErrWriteFailed}
-	f := NewFollower(db, FollowerConfig{Self: "b:1", Logger: quiet, FullAfter: func() int { return 2 },
+	f := NewFollower(db, FollowerConfig{Self: "b:1", Logger: quiet,
 		Dial: func(ctx context.Context) (Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", a.lis.Addr().String())
