@@ -39,9 +39,12 @@ type copyReceiver struct {
 	agreed   uint64 // of kept: the master has the same
 	done     uint64 // agreed and received
 	offered  map[string]filePart
-	file     *os.File // being received
-	part     filePart // that file so far
-	left     uint64   // of it
+	file     *os.File   // being received
+	part     filePart   // that file so far
+	left     uint64     // of it
+	whole    []filePart // files that have been received, and may not be on the disk yet
+	spool    *spool     // nil before the first file
+	next     []byte     // memory for the next payload, nil for none
 	finished bool
 }
 
@@ -124,7 +127,7 @@ func (c *copyReceiver) have() (list []filePart) {
 // lacking returns how many bytes are still to come, if the master agrees to have.
 func (c *copyReceiver) lacking() uint64 { return c.total - c.kept }
 
-// frame takes one frame behind the announcement.
+// frame takes one frame behind the announcement, with the payload's memory.
 func (c *copyReceiver) frame(t frameType, payload []byte) error {
 	if !c.began {
 		return unexpected(t)
@@ -140,10 +143,24 @@ func (c *copyReceiver) frame(t frameType, payload []byte) error {
 		if c.file != nil || len(c.missing) > 0 {
 			return refuse(refusedCopy, "%w: ended with %d files missing", errBadCopy, len(c.missing))
 		}
+		if err := c.settle(); err != nil {
+			return err
+		}
 		c.finished = true
 		return nil
 	}
 	return unexpected(t)
+}
+
+// memory returns where the next frame may be read to.
+func (c *copyReceiver) memory() []byte {
+	if c.spool == nil {
+		return nil
+	}
+	if c.next == nil {
+		c.next = c.spool.chunk()
+	}
+	return c.next
 }
 
 func (c *copyReceiver) beginFile(payload []byte) error {
@@ -175,6 +192,9 @@ func (c *copyReceiver) beginFile(payload []byte) error {
 	if _, err := c.file.Seek(int64(b.offset), io.SeekStart); err != nil {
 		return err
 	}
+	if c.spool == nil {
+		c.spool = newSpool()
+	}
 	c.left = b.size - b.offset
 	c.agreed += b.offset
 	c.done += b.offset
@@ -185,15 +205,13 @@ func (c *copyReceiver) write(payload []byte) error {
 	if c.file == nil || uint64(len(payload)) > c.left {
 		return refuse(refusedCopy, "%w: more data than announced", errBadCopy)
 	}
-	if _, err := c.file.Write(payload); err != nil {
-		c.part.name = "" // nobody knows how much of it is there
-		return err
-	}
-	c.left -= uint64(len(payload))
-	c.done += uint64(len(payload))
-	c.part.size += uint64(len(payload))
+	c.next = nil
+	n := uint64(len(payload))
 	c.part.crc = crc32.Update(c.part.crc, castagnoli, payload)
-	return nil
+	c.part.size += n
+	c.left -= n
+	c.done += n
+	return c.spool.add(c.file, payload)
 }
 
 func (c *copyReceiver) endFile(payload []byte) error {
@@ -203,29 +221,43 @@ func (c *copyReceiver) endFile(payload []byte) error {
 	}
 	if c.file == nil || c.left != 0 || crc != c.part.crc {
 		name := c.part.name
-		c.part.name = ""
-		if c.file != nil {
-			// Nothing of it can be trusted.
-			c.file.Truncate(0)
-		}
+		c.part.name = "" // nothing of it can be trusted
 		return refuse(refusedCopy, "%w: %s: %d bytes missing or checksum %08x, want %08x", errBadCopy, name, c.left, c.part.crc, crc)
 	}
 	file := c.file
 	c.file = nil
-	if err := errors.Join(file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	c.known[c.part.name] = c.part
+	c.whole = append(c.whole, c.part)
 	delete(c.missing, c.part.name)
+	return c.spool.end(file)
+}
+
+// settle waits until everything that was received is on the disk.
+func (c *copyReceiver) settle() error {
+	if c.spool == nil {
+		return nil
+	}
+	err := c.spool.close()
+	c.spool = nil
+	if err != nil {
+		return err // nobody knows how much of which file is there
+	}
+	for _, part := range c.whole {
+		c.known[part.name] = part
+	}
+	c.whole = nil
 	return nil
 }
 
 // close ends the reception. What has been received stays.
 func (c *copyReceiver) close() {
+	err := c.settle()
 	if c.file == nil {
 		return
 	}
-	if c.file.Close() == nil && c.part.name != "" {
+	if c.part.name == "" {
+		c.file.Truncate(0)
+	}
+	if c.file.Close() == nil && err == nil && c.part.name != "" {
 		c.known[c.part.name] = c.part
 	}
 	c.file = nil
@@ -256,7 +288,7 @@ func (s *session) receiveCopy() error {
 	c := &copyReceiver{dir: dir, known: s.parts}
 	defer c.close()
 	for !c.finished {
-		t, payload, err := readFrame(s.r)
+		t, payload, err := readFrameTo(s.r, c.memory())
 		if err != nil {
 			return fmt.Errorf("receive checkpoint: %w", err)
 		}

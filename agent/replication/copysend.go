@@ -278,7 +278,7 @@ func (c *sender) sendFiles(f *feed, o *outgoing) (sent uint64, err error) {
 		there[p.name] = p
 	}
 	done := uint64(0)
-	buf := make([]byte, maxChunk)
+	buf := make([]byte, frameHeaderSize+maxChunk)
 	for _, file := range o.snap.Files {
 		n, err := c.sendFile(f, o, file, there[file.Name], buf, &done, total)
 		if err != nil {
@@ -319,12 +319,13 @@ func (c *sender) sendFile(f *feed, o *outgoing, file history.File, has filePart,
 		if rate := c.copyRate(); rate > 0 {
 			chunk = min(max(rate/8, minChunk), maxChunk)
 		}
-		b := buf[:min(chunk, left)]
+		frame := buf[:frameHeaderSize+min(chunk, left)]
+		b := frame[frameHeaderSize:]
 		if _, err := io.ReadFull(in, b); err != nil {
 			return sent, noEOF(err)
 		}
 		crc = crc32.Update(crc, castagnoli, b)
-		if err := c.send(frameFileData, b); err != nil {
+		if err := c.sendWhole(frame, frameFileData); err != nil {
 			return sent, err
 		}
 		left -= int64(len(b))
@@ -337,6 +338,22 @@ func (c *sender) sendFile(f *feed, o *outgoing, file history.File, has filePart,
 	}
 	o.sums[file.Name] = crc
 	return sent, c.send(frameFileEnd, binary.BigEndian.AppendUint32(nil, crc))
+}
+
+// sendWhole sends a frame that has room for its header before the payload: in one
+// piece, past the writer's buffer.
+func (c *sender) sendWhole(frame []byte, t frameType) error {
+	err := putHeader(frame, t, frame[frameHeaderSize:])
+	if err == nil {
+		err = c.w.Flush()
+	}
+	if err == nil {
+		_, err = c.w.Write(frame)
+	}
+	if err != nil {
+		return fmt.Errorf("send %v: %w", t, err)
+	}
+	return nil
 }
 
 // begins reports whether a file begins with what the replica has of it; then the

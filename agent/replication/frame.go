@@ -86,16 +86,24 @@ func frameCRC(t frameType, payload []byte) uint32 {
 	return crc32.Update(crc32.Update(0, castagnoli, []byte{byte(t)}), castagnoli, payload)
 }
 
-// writeFrame writes a frame. It needs no lock only if there is one writer.
-func writeFrame(w io.Writer, t frameType, payload []byte) error {
+// putHeader writes the header of a frame.
+func putHeader(h []byte, t frameType, payload []byte) error {
 	if most := maxPayload(t); len(payload) > most {
 		return fmt.Errorf("%v of %d bytes, want at most %d", t, len(payload), most)
 	}
-	var h [frameHeaderSize]byte
-	binary.BigEndian.PutUint32(h[:], uint32(len(payload)))
+	binary.BigEndian.PutUint32(h, uint32(len(payload)))
 	h[4] = byte(t)
 	binary.BigEndian.PutUint32(h[5:], frameCRC(t, payload))
 	binary.BigEndian.PutUint32(h[9:], crc32.Checksum(h[:9], castagnoli))
+	return nil
+}
+
+// writeFrame writes a frame. It needs no lock only if there is one writer.
+func writeFrame(w io.Writer, t frameType, payload []byte) error {
+	var h [frameHeaderSize]byte
+	if err := putHeader(h[:], t, payload); err != nil {
+		return err
+	}
 	if _, err := w.Write(h[:]); err != nil {
 		return err
 	}
@@ -104,7 +112,11 @@ func writeFrame(w io.Writer, t frameType, payload []byte) error {
 }
 
 // readFrame reads a frame. The payload is the caller's.
-func readFrame(r *bufio.Reader) (frameType, []byte, error) {
+func readFrame(r *bufio.Reader) (frameType, []byte, error) { return readFrameTo(r, nil) }
+
+// readFrameTo reads a frame, its payload into memory that the caller has, if that is
+// enough.
+func readFrameTo(r *bufio.Reader, memory []byte) (frameType, []byte, error) {
 	var h [frameHeaderSize]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
 		return 0, nil, err
@@ -119,8 +131,15 @@ func readFrame(r *bufio.Reader) (frameType, []byte, error) {
 	if most := maxPayload(t); n > most {
 		return 0, nil, refuse(refusedOversize, "%w: %v of %d bytes, want at most %d", errBadFrame, t, n, most)
 	}
-	payload := make([]byte, 0, min(n, frameChunk))
+	payload := memory[:0]
+	if n <= cap(memory) {
+		payload = memory[:n]
+		if _, err := io.ReadFull(r, payload); err != nil {
+			return 0, nil, noEOF(err)
+		}
+	}
 	for len(payload) < n {
+		// The length is trusted only as far as bytes have arrived.
 		had := len(payload)
 		payload = append(payload, make([]byte, min(n-had, max(frameChunk, had)))...)
 		if _, err := io.ReadFull(r, payload[had:]); err != nil {
