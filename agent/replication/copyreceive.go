@@ -287,6 +287,7 @@ func (s *session) receiveCopy() error {
 	}
 	c := &copyReceiver{dir: dir, known: s.parts}
 	defer c.close()
+	began := time.Now()
 	for !c.finished {
 		t, payload, err := readFrameTo(s.r, c.memory())
 		if err != nil {
@@ -298,6 +299,7 @@ func (s *session) receiveCopy() error {
 			continue
 		}
 		if t == frameCheckpointBegin {
+			began = time.Now()
 			err = s.acceptCopy(c, payload)
 		} else {
 			err = c.frame(t, payload)
@@ -311,6 +313,7 @@ func (s *session) receiveCopy() error {
 			s.up.copied(time.Now(), c.done, c.total, 0)
 		})
 	}
+	s.log.Info("checkpoint received", "bytes", c.total, "received", c.total-c.agreed, "took", time.Since(began))
 	s.measure(func(c *catchUp, _ time.Time) { c.install() })
 	s.parts = nil
 	if err := s.db.Replace(dir); err != nil {
@@ -322,7 +325,7 @@ func (s *session) receiveCopy() error {
 	if pos.LSN != c.begin.lsn {
 		return failed(fmt.Errorf("checkpoint is at %v, want %v", pos.LSN, c.begin.lsn))
 	}
-	s.log.Info("checkpoint installed", "lsn", pos.LSN, "bytes", c.total, "received", c.total-c.agreed)
+	s.log.Info("checkpoint installed", "lsn", pos.LSN)
 	s.update(func(fs *FollowerStatus) {
 		fs.Checkpoints++
 		fs.CopiedBytes += c.total - c.agreed
