@@ -6,7 +6,8 @@
 // in memory but the operations under way: a Relay remembers up to which position
 // its peer has acknowledged everything, and has the database keep the log from
 // there. When the connection is lost it goes on from that position. Operations
-// that the peer has seen already do no harm, because it compares versions.
+// that the peer has seen already do no harm, because it compares versions; where
+// it does not, for a touch, the relay does.
 //
 // The log that is kept for a peer is bounded. Beyond the bound it is given up,
 // which is counted, and the relay starts over: it sends all records anew. It does

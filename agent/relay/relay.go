@@ -294,7 +294,10 @@ func (r *Relay) collect(tail storage.Tail) (more bool, err error) {
 	r.window.reset()
 	for {
 		for ; r.nextOp < len(r.ops); r.nextOp++ {
-			if op := &r.ops[r.nextOp]; r.wanted(op) && !r.window.add(op) {
+			op := &r.ops[r.nextOp]
+			if wanted, err := r.wanted(op); err != nil {
+				return false, err
+			} else if wanted && !r.window.add(op) {
 				return true, nil
 			}
 		}
@@ -314,14 +317,28 @@ func (r *Relay) collect(tail storage.Tail) (more bool, err error) {
 }
 
 // wanted tells whether an operation concerns the peer.
-func (r *Relay) wanted(op *storage.Operation) bool {
+func (r *Relay) wanted(op *storage.Operation) (bool, error) {
 	switch {
 	case op.Kind == storage.OpFlush:
-		return r.cfg.Flushes && r.flush.Less(r.opsAt)
+		return r.cfg.Flushes && r.flush.Less(r.opsAt), nil
 	case op.Version() == 0:
-		return false // housekeeping
+		return false, nil // housekeeping
+	case r.cfg.Keep != nil && !r.cfg.Keep(op.Key):
+		return false, nil
+	case op.Kind == storage.OpTouch:
+		return r.current(op)
 	}
-	return r.cfg.Keep == nil || r.cfg.Keep(op.Key)
+	return true, nil
+}
+
+// current tells whether a record still is of the version that a touch was for. If
+// not, what the touch did was undone by an operation that is still to come, and
+// the peer may have what that one wrote already: from a fill, or from a relay
+// before this one. It would take the touch for that, since a touch carries no
+// version, and would then ignore the operation as one that it knows.
+func (r *Relay) current(op *storage.Operation) (is bool, err error) {
+	_, err = r.db.View(op.Key, func(rec storage.Record) { is = rec.Version == op.Record.Version })
+	return is, err
 }
 
 // acknowledge takes over that the peer has everything up to r.played.

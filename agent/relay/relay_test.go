@@ -499,6 +499,52 @@ func TestRelayConverges(t *testing.T) {
 	}
 }
 
+// touched leaves a log in which a record is touched and, too far behind that for
+// both to be sent together, written again.
+func touched(t testing.TB, db *storage.DB) {
+	store(t, db, "k", "old")
+	change(t, db, "k", func(e storage.Entry) storage.Change {
+		e.Record.Expire = 2000000000
+		return storage.Change{Op: storage.Touch, Record: e.Record}
+	})
+	store(t, db, "large", strings.Repeat("x", maxWindowBytes))
+	store(t, db, "k", "new")
+}
+
+// A fill is ahead of the log: what the log says of a former version of a record
+// must not change the one that the peer has from the fill.
+func TestRelayTouchBehindAFill(t *testing.T) {
+	db, p := openDB(t), newPeer(t)
+	store(t, db, "k", "first")
+	// The clock is read before a step of the fill is.
+	write := sync.OnceFunc(func() { touched(t, db) })
+	r, _ := run(t, db, Config{Peer: p.addr, Fill: true, Clock: func() time.Time { write(); return time.Now() }})
+	caughtUp(t, r)
+	equal(t, db, p)
+	if got := p.got(); len(got) == 0 || got[0] != "set k 0 0 3 3" {
+		t.Errorf("sent %q: the fill was not ahead of the log", got)
+	}
+}
+
+// The same where a relay repeats what the one before it has sent.
+func TestRelayTouchIsRepeated(t *testing.T) {
+	db, p := openDB(t), newPeer(t)
+	from := db.Position().LSN
+	touched(t, db)
+	for range 2 {
+		r, stop := run(t, db, Config{Peer: p.addr, From: from})
+		eventually(t, "log is played", func() error {
+			if s := r.Status(); s.Sent == 0 {
+				return fmt.Errorf("status %+v", s)
+			}
+			return nil
+		})
+		caughtUp(t, r)
+		stop()
+		equal(t, db, p)
+	}
+}
+
 // A relay may begin before it was made, as far as the log goes back, but never
 // repeats that everything was removed.
 func TestRelayBeginsEarlier(t *testing.T) {
