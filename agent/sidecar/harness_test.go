@@ -26,7 +26,7 @@ import (
 )
 
 // patience bounds every wait: long, because only a failing test waits for it.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -39,13 +40,14 @@ func (a *Agent) relay(ctx context.Context, call func(context.Context, agentv1.No
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(a.ending, cancel)()
-	a.mu.Lock()
-	node, alive := a.node, a.state.Flared.Alive
-	a.mu.Unlock()
-	if node == nil || !alive {
+	node := a.awaitFlared(ctx)
+	err := ctx.Err()
+	switch {
+	case node != nil:
+		err = call(ctx, node)
+	case err == nil:
 		return refusal(codes.Unavailable, ReasonFlaredDown, "flared is not running, try again when it is")
 	}
-	err := call(ctx, node)
 	switch {
 	case err == nil:
 		return nil
@@ -57,6 +59,29 @@ func (a *Agent) relay(ctx context.Context, call func(context.Context, agentv1.No
 		return refusal(codes.Unavailable, ReasonFlaredDown, "flared ended: "+status.Convert(err).Message())
 	}
 	return err
+}
+
+// awaitFlared returns the client of a flared that is there; nil if there is none. One
+// that has just been started may have a place in the map, and so be called, before its
+// socket was tried again: it is given the time for that.
+func (a *Agent) awaitFlared(ctx context.Context) agentv1.NodeServiceClient {
+	over := time.NewTimer(a.redial)
+	defer over.Stop()
+	for {
+		a.mu.Lock()
+		node, alive, changed := a.node, a.state.Flared.Alive, a.changed
+		a.mu.Unlock()
+		if node != nil && alive {
+			return node
+		}
+		select {
+		case <-changed:
+		case <-over.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func hasReason(err error) bool {

@@ -81,3 +81,18 @@ func TestOrphans(t *testing.T) {
 		t.Errorf("the agent ends: %v", err)
 	}
 }
+
+// A flared that has just been started is called before the agent has heard of it.
+func TestCallFindsANewFlared(t *testing.T) {
+	t.Parallel()
+	r := startAgent(t, nil)
+	r.agent.redial = patience
+	startFlared(t, r.socket, "first")
+	stream, err := r.api.OrphanPurge(t.Context(), &agentv1.OrphanPurgeRequest{Rate: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := stream.Recv(); err != nil || m.GetProgress().GetOrphans() != 7 {
+		t.Errorf("%v, %v", m, err)
+	}
+}

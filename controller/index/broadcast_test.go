@@ -34,14 +34,21 @@ func (o *observed) outcomes(key string) map[core.PingOutcome]int {
 	return m
 }
 
-func newTestBroadcaster(t *testing.T, o *observed) *Broadcaster {
-	b := NewBroadcaster(BroadcasterConfig{
+func newTestBroadcaster(t *testing.T, o *observed, tunes ...func(*BroadcasterConfig)) *Broadcaster {
+	cfg := BroadcasterConfig{
 		Observe: o.add, PingInterval: 20 * time.Millisecond, PingTimeout: 100 * time.Millisecond,
 		PushTimeout: 100 * time.Millisecond, PriorWait: 300 * time.Millisecond,
-	})
+	}
+	for _, tune := range tunes {
+		tune(&cfg)
+	}
+	b := NewBroadcaster(cfg)
 	t.Cleanup(b.Close)
 	return b
 }
+
+// patient has nobody taken for silent who has no time.
+func patient(c *BroadcasterConfig) { c.PushTimeout, c.PriorWait = time.Minute, time.Minute }
 
 func update(version uint64, nodes ...*node) core.MapUpdate {
 	var u core.MapUpdate
@@ -69,7 +76,7 @@ func hears(t *testing.T, n *node, version uint64) time.Time {
 // TestPriorNodes lets a node hear first, and the others when it has answered, or
 // when it takes too long.
 func TestPriorNodes(t *testing.T) {
-	b := newTestBroadcaster(t, &observed{})
+	b := newTestBroadcaster(t, &observed{}, patient)
 	first, second := startNode(t), startNode(t)
 	b.Publish(update(1, first, second))
 	hears(t, first, 1)
@@ -82,20 +89,22 @@ func TestPriorNodes(t *testing.T) {
 		t.Errorf("the other heard %v earlier", a.Sub(z))
 	}
 
+	b.Close()
+	b = newTestBroadcaster(t, &observed{})
 	first.behave(func(string) string { return "" })
 	u = update(3, first, second)
 	u.Prior = []string{first.key}
 	begin := time.Now()
 	b.Publish(u)
-	if took := hears(t, second, 3).Sub(begin); took < 250*time.Millisecond || took > 3*time.Second {
-		t.Errorf("with a silent first node the other heard after %v, want about 300ms", took)
+	if took := hears(t, second, 3).Sub(begin); took < 250*time.Millisecond {
+		t.Errorf("with a silent first node the other heard after %v, want 300ms", took)
 	}
 }
 
 // TestLatestMapWins publishes many maps while a node is slow: it hears few of
 // them, the last among them, and never one after a later one.
 func TestLatestMapWins(t *testing.T) {
-	b := newTestBroadcaster(t, &observed{})
+	b := newTestBroadcaster(t, &observed{}, patient)
 	n := startNode(t)
 	published := make(chan struct{})
 	n.behave(func(string) string {

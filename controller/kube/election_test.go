@@ -22,14 +22,17 @@ type candidate struct {
 	reached atomic.Bool
 }
 
-func (w *world) stand(name string) *candidate {
+func (w *world) stand(name string) *candidate { return w.standFor(name, 20*time.Second) }
+
+// standFor is stand with a time for which a lease lasts.
+func (w *world) standFor(name string, lease time.Duration) *candidate {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	c := &candidate{leads: make(chan context.Context, 1), finish: make(chan struct{}), done: make(chan error, 1), cancel: cancel}
 	cfg := w.cfg
 	cfg.PodName = name
 	e := &Election{
 		Config: cfg, Owner: w.cluster, Lock: w.kube, Contact: func(err error) { c.reached.Store(err == nil) },
-		LeaseDuration: 600 * time.Millisecond, RenewDeadline: 300 * time.Millisecond, RetryPeriod: 20 * time.Millisecond,
+		LeaseDuration: lease, RenewDeadline: lease * 2 / 3, RetryPeriod: 20 * time.Millisecond,
 	}
 	c.holds = e.Holds
 	go func() {
@@ -49,7 +52,7 @@ func soon[T any](t *testing.T, what string, ch <-chan T) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("never: %s", what)
 		panic("unreachable")
 	}
@@ -123,7 +126,7 @@ func TestNewLeaderTakesTheLabelOfADeadOne(t *testing.T) {
 func TestLostLease(t *testing.T) {
 	w := newWorld(t)
 	w.addControllers("ctl-0")
-	c := w.stand("ctl-0")
+	c := w.standFor("ctl-0", 3*time.Second)
 	ctx := soon(t, "ctl-0 leads", c.leads)
 	eventually(t, "the label", func() bool { return w.pod("ctl-0").Labels[LabelLeader] == "true" })
 	if !c.reached.Load() {

@@ -55,7 +55,7 @@ func (w *world) watch(b *Backend) *watching {
 // until returns the first input that ok accepts.
 func (x *watching) until(what string, ok func(core.Input) bool) core.Input {
 	x.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case in := <-x.inputs:
@@ -91,7 +91,7 @@ func (x *watching) end(what string) error {
 	select {
 	case err := <-x.done:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		x.t.Fatalf("Watch did not end: %s", what)
 		return nil
 	}

@@ -85,14 +85,20 @@ func (w workload) run(ctx context.Context, addr string, d time.Duration) (result
 		})
 	}
 	ready.Wait()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		group.Wait()
+	}()
 	start := time.Now()
 	close(begin)
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():
+	case <-over: // an answer was wrong
 	}
 	stop.Store(true)
-	group.Wait()
+	<-over
 	r := result{elapsed: time.Since(start)}
 	if err := errors.Join(errs...); err != nil {
 		return r, fmt.Errorf("%s against %s: %w", w.name, addr, err)

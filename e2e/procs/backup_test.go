@@ -151,7 +151,7 @@ func TestBackupAndRestore(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, 30*time.Second, "some load", func() error {
+	eventually(t, patience, "some load", func() error {
 		if n := counts(); n[0] < 20 || n[1] < 20 || n[2] < 20 {
 			return fmt.Errorf("%v", n)
 		}
@@ -162,7 +162,7 @@ func TestBackupAndRestore(t *testing.T) {
 	if steps < 3 {
 		t.Errorf("a copy of %d bytes at 300000 a second told %d steps", b.GetBytes(), steps)
 	}
-	eventually(t, 30*time.Second, "load behind the backup", func() error {
+	eventually(t, patience, "load behind the backup", func() error {
 		if n := counts(); n[0] < least[0]+50 {
 			return fmt.Errorf("%v", n)
 		}
@@ -200,7 +200,7 @@ func TestBackupAndRestore(t *testing.T) {
 	if err := other.Flared.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ready, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ready, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitReady(ready); err != nil {
 		t.Fatal(err)
@@ -237,7 +237,7 @@ func TestBackupAndRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ready, cancel = context.WithTimeout(t.Context(), 90*time.Second)
+	ready, cancel = context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitReady(ready); err != nil {
 		t.Fatal(err)
@@ -246,7 +246,7 @@ func TestBackupAndRestore(t *testing.T) {
 		t.Errorf("%s became master, the data was restored to %s", got.Addr, owner.Addr)
 	}
 	for _, n := range c.Nodes {
-		eventually(t, 20*time.Second, "history of "+n.Addr, func() error {
+		eventually(t, patience, "history of "+n.Addr, func() error {
 			if got := agentStatus(t, n).GetFlared().GetHistory(); got != id[1] {
 				return fmt.Errorf("history %s, want %s", got, id[1])
 			}

@@ -74,17 +74,26 @@ func start(t *testing.T, o Options) *Cluster {
 		}
 		os.RemoveAll(dir)
 	})
-	ready, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ready, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitReady(ready); err != nil {
 		t.Fatal(err)
+	}
+	// The controller may know of it before the agents do.
+	for _, n := range c.Nodes {
+		eventually(t, patience, "the agent of "+n.Addr+" knows flared and the controller", func() error {
+			if s := agentStatus(t, n); !s.GetFlaredAlive() || !s.GetControllerConnected() {
+				return fmt.Errorf("flared %v, controller %v", s.GetFlaredAlive(), s.GetControllerConnected())
+			}
+			return nil
+		})
 	}
 	return c
 }
 
 func client(addr string) *memcache.Client {
 	m := memcache.New(addr)
-	m.Timeout = 15 * time.Second
+	m.Timeout = patience
 	return m
 }
 
@@ -95,7 +104,7 @@ func agentStatus(t *testing.T, n *Node) *agentv1.AgentStatus {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	r, err := agentv1.NewAgentServiceClient(conn).GetStatus(ctx, &agentv1.GetStatusRequest{})
 	if err != nil {
@@ -121,16 +130,19 @@ func eventually(t *testing.T, limit time.Duration, what string, try func() error
 	}
 }
 
-func master(t *testing.T, c *Cluster, partition int) *Node {
+// master returns the master of a partition, once there is one.
+func master(t *testing.T, c *Cluster, partition int) (n *Node) {
 	t.Helper()
-	top, err := c.Topology(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := c.NodeByAddr(top.Partitions[partition].Master)
-	if n == nil {
-		t.Fatalf("partition %d has no master: %v", partition, top)
-	}
+	eventually(t, patience, fmt.Sprintf("partition %d has a master", partition), func() error {
+		top, err := c.Topology(t.Context())
+		if err != nil {
+			return err
+		}
+		if n = c.NodeByAddr(top.Partitions[partition].Master); n == nil {
+			return fmt.Errorf("the topology is %v", top)
+		}
+		return nil
+	})
 	return n
 }
 
@@ -168,14 +180,14 @@ func TestMasterKilledUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, 30*time.Second, "some load", func() error {
+	eventually(t, patience, "some load", func() error {
 		if s := agentStatus(t, victim); s.Flared.Lsn.GetIndex() < 100 {
 			return fmt.Errorf("the master is at %v", s.Flared.Lsn)
 		}
 		return nil
 	})
 	victim.Flared.Kill()
-	eventually(t, 20*time.Second, "a new master of partition 0", func() error {
+	eventually(t, patience, "a new master of partition 0", func() error {
 		if m := master(t, c, 0); m == victim {
 			return errors.New("still the killed one")
 		}
@@ -184,7 +196,7 @@ func TestMasterKilledUnderLoad(t *testing.T) {
 	if err := victim.Flared.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ready, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ready, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitReady(ready); err != nil {
 		t.Fatal(err)
@@ -224,7 +236,7 @@ func TestRejoinByLog(t *testing.T) {
 	cl := client(m.Addr)
 	defer cl.Close()
 	replica.Flared.Kill()
-	eventually(t, 20*time.Second, "the master goes on without its replica", func() error {
+	eventually(t, patience, "the master goes on without its replica", func() error {
 		return cl.Set(&memcache.Item{Key: "k", Value: []byte("v")})
 	})
 	for i := range 200 {
@@ -235,13 +247,13 @@ func TestRejoinByLog(t *testing.T) {
 	if err := replica.Flared.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ready, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ready, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitReady(ready); err != nil {
 		t.Fatal(err)
 	}
 	// The agents learn of it a moment after the controller.
-	eventually(t, 10*time.Second, "the replica is where its master is", func() error {
+	eventually(t, patience, "the replica is where its master is", func() error {
 		s := agentStatus(t, replica).Flared
 		mine, theirs := s.GetLsn(), agentStatus(t, m).Flared.GetLsn()
 		if mine.GetEpoch() != theirs.GetEpoch() || mine.GetIndex() != theirs.GetIndex() || mine.GetIndex() == 0 {
@@ -288,7 +300,7 @@ func TestLeaveCleanly(t *testing.T) {
 	if err := leaving.Flared.WaitOrKill(20 * time.Second); err != nil {
 		t.Error(err)
 	}
-	eventually(t, 10*time.Second, "the other node is the master", func() error {
+	eventually(t, patience, "the other node is the master", func() error {
 		if m := master(t, c, 0); m != other {
 			return fmt.Errorf("master is %s", m.Addr)
 		}
@@ -314,7 +326,7 @@ func TestConfigRollout(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
-		eventually(t, 10*time.Second, "all options applied", func() error {
+		eventually(t, patience, "all options applied", func() error {
 			applied := map[string]string{}
 			for _, o := range agentStatus(t, n).Config.GetOptions() {
 				if o.State == agentv1.OptionState_OPTION_STATE_APPLIED {
@@ -343,7 +355,7 @@ func TestBadSpecKeepsTheCluster(t *testing.T) {
 	if err := c.WriteSpec("  partitons: 3\n"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the controller says what is wrong", func() error {
+	eventually(t, patience, "the controller says what is wrong", func() error {
 		log, err := os.ReadFile(c.Controller.LogFile)
 		if err != nil || !strings.Contains(string(log), "partitons") {
 			return fmt.Errorf("nothing about it in the log: %v", err)
@@ -391,7 +403,7 @@ func TestControllerRestart(t *testing.T) {
 	if err := c.Controller.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ready, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ready, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitReady(ready); err != nil {
 		t.Fatal(err)

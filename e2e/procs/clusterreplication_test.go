@@ -374,7 +374,7 @@ func TestDestinationRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	here, there := client(source.Nodes[0].Addr), client(to.Addr)
-	eventually(t, time.Minute, "records are equal", func() error {
+	eventually(t, patience, "records are equal", func() error {
 		for key, value := range last {
 			it, err := there.Get(key)
 			switch {

@@ -137,7 +137,7 @@ func readOnly(t *testing.T, c *Cluster, m *Node, reason string) {
 	t.Helper()
 	cl := client(m.Addr)
 	defer cl.Close()
-	eventually(t, 20*time.Second, "writes are refused", func() error {
+	eventually(t, patience, "writes are refused", func() error {
 		err := cl.Set(&memcache.Item{Key: "refused", Value: []byte("v")})
 		if err == nil || !strings.Contains(err.Error(), reason) {
 			return fmt.Errorf("the answer is %v, want %s", err, reason)
@@ -151,7 +151,7 @@ func readOnly(t *testing.T, c *Cluster, m *Node, reason string) {
 	}
 	// For as long as a failover would take, had there been one.
 	until := time.Now().Add(3 * time.Second)
-	eventually(t, 5*time.Second, "time", func() error {
+	eventually(t, patience, "time", func() error {
 		if now := master(t, c, 0); now != m {
 			t.Fatalf("%s has become master because of a full disk", now.Addr)
 		}
@@ -166,7 +166,7 @@ func writable(t *testing.T, m *Node) {
 	t.Helper()
 	cl := client(m.Addr)
 	defer cl.Close()
-	eventually(t, 20*time.Second, "writes are taken again", func() error {
+	eventually(t, patience, "writes are taken again", func() error {
 		return cl.Set(&memcache.Item{Key: "again", Value: []byte("v")})
 	})
 }
@@ -200,7 +200,7 @@ func TestDiskFillsUpWhileWriting(t *testing.T) {
 	ws, stop := load(t, c, 4, "")
 	pause(rand.New(rand.NewPCG(1, 1)), 500, 501)
 	disks[0].fill(t, 0)
-	eventually(t, 20*time.Second, "RocksDB fails to write", func() error {
+	eventually(t, patience, "RocksDB fails to write", func() error {
 		if !strings.Contains(logged(m.Flared, 0), "database write failed") {
 			return errors.New("not in the log")
 		}
@@ -241,7 +241,7 @@ func TestReplicaDiskFull(t *testing.T) {
 	c, m, replica, disks := onDisks(t)
 	disks[1].fill(t, 40<<20)
 	writable(t, m) // what the replica cannot apply keeps it waiting for as long as the timeout
-	eventually(t, 20*time.Second, "writes go on without the replica", func() error {
+	eventually(t, patience, "writes go on without the replica", func() error {
 		cl := client(m.Addr)
 		defer cl.Close()
 		if err := cl.Set(&memcache.Item{Key: "alone", Value: []byte("v")}); err != nil {

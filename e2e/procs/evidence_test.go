@@ -32,7 +32,7 @@ type dump struct {
 }
 
 func takeDump(addr string) (*dump, error) {
-	nc, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	nc, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func takeDump(addr string) (*dump, error) {
 // and compares what they hold. It returns that.
 func equal(t *testing.T, c *Cluster) *dump {
 	t.Helper()
-	eventually(t, 60*time.Second, "all nodes are at one position", func() error {
+	eventually(t, patience, "all nodes are at one position", func() error {
 		var at []string
 		for _, n := range c.Nodes {
 			s := agentStatus(t, n)
@@ -267,7 +267,7 @@ func pipelined(t *testing.T, addr, prefix string, n, size int) {
 // ready waits until all nodes are in sync.
 func ready(t *testing.T, c *Cluster) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
@@ -289,7 +289,7 @@ func replicas(t *testing.T, c *Cluster) (rs []*Node) {
 // leftBehind waits until the index has taken the node out of sync.
 func leftBehind(t *testing.T, c *Cluster, n *Node) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	err := c.WaitFor(ctx, func(top *controllerv1.Topology) bool {
 		return !slices.Contains(top.Partitions[0].InSyncReplicas, n.Addr)
@@ -302,7 +302,7 @@ func leftBehind(t *testing.T, c *Cluster, n *Node) {
 // cameBackBy checks how a node caught up since its process started.
 func cameBackBy(t *testing.T, n *Node, tier agentv1.Tier) {
 	t.Helper()
-	eventually(t, 10*time.Second, fmt.Sprintf("%s tells how it caught up", n.Addr), func() error {
+	eventually(t, patience, fmt.Sprintf("%s tells how it caught up", n.Addr), func() error {
 		s := agentStatus(t, n).Flared
 		counts := s.GetCatchUpCounts()
 		copies := counts.GetCheckpoint() + counts.GetDump()

@@ -172,7 +172,7 @@ func TestKillRoundsAsync(t *testing.T) {
 		}
 		from := logSize(other.Flared)
 		victim.Flared.Kill()
-		eventually(t, 20*time.Second, "a new master", func() error {
+		eventually(t, patience, "a new master", func() error {
 			if master(t, c, 0) != other {
 				return fmt.Errorf("it is still %s", victim.Addr)
 			}
@@ -180,7 +180,7 @@ func TestKillRoundsAsync(t *testing.T) {
 		})
 		stop()
 		var promoted uint64
-		eventually(t, 20*time.Second, "the new master tells where it begins", func() error {
+		eventually(t, patience, "the new master tells where it begins", func() error {
 			m := begun.FindStringSubmatch(logged(other.Flared, from))
 			if m == nil {
 				return fmt.Errorf("not in its log")
@@ -244,7 +244,7 @@ func TestMasterWithoutItsLog(t *testing.T) {
 	if err := victim.Flared.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, "the replica leads", func() error {
+	eventually(t, patience, "the replica leads", func() error {
 		if master(t, c, 0) != other {
 			return fmt.Errorf("%s leads", victim.Addr)
 		}
@@ -300,7 +300,7 @@ func TestPurgedLogMeansCheckpoint(t *testing.T) {
 			t.Fatal(err)
 		}
 		cl := client(m.Addr)
-		eventually(t, 30*time.Second, "the master takes writes again", func() error {
+		eventually(t, patience, "the master takes writes again", func() error {
 			return cl.Set(&memcache.Item{Key: "back", Value: []byte("v")})
 		})
 		cl.Close()
@@ -308,7 +308,7 @@ func TestPurgedLogMeansCheckpoint(t *testing.T) {
 	if err := c.WriteSpec("  rocksdb:\n    walTtlSeconds: 1\n    walSizeLimitMb: 1\n"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "old log files go", func() error {
+	eventually(t, patience, "old log files go", func() error {
 		oldest := regexp.MustCompile(`STAT rocksdb_oldest_lsn (\d+)`).FindStringSubmatch(stats(t, m.Addr))
 		if oldest != nil && oldest[1] != "1" {
 			return nil
@@ -331,7 +331,7 @@ func TestSiblingContinuesByLog(t *testing.T) {
 	ws, stop := load(t, c, 4, "")
 	pause(rand.New(rand.NewPCG(1, 1)), 500, 501)
 	old.Flared.Kill()
-	eventually(t, 20*time.Second, "a new master", func() error {
+	eventually(t, patience, "a new master", func() error {
 		if master(t, c, 0) == old {
 			return fmt.Errorf("still the killed one")
 		}
@@ -370,7 +370,7 @@ func TestSiblingContinuesByLog(t *testing.T) {
 // stats returns what a node answers to stats.
 func stats(t *testing.T, addr string) string {
 	t.Helper()
-	nc, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	nc, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ type steady struct {
 	mu    sync.Mutex
 	acked map[string]string
 	errs  []error
-	last  time.Time // when the last write was acknowledged
+	last  time.Time // when the last write that was acknowledged was sent
 }
 
 func startSteady(addr, prefix string) *steady {
@@ -46,12 +46,13 @@ func startSteady(addr, prefix string) *steady {
 			case <-pause.C:
 			}
 			k, v := fmt.Sprintf("%s:%d", prefix, i), fmt.Sprint("value ", i)
+			began := time.Now()
 			err := m.Set(&memcache.Item{Key: k, Value: []byte(v)})
 			l.mu.Lock()
 			if err != nil {
 				l.errs = append(l.errs, fmt.Errorf("%s: %w", k, err))
 			} else {
-				l.acked[k], l.last = v, time.Now()
+				l.acked[k], l.last = v, began
 			}
 			l.mu.Unlock()
 		}
@@ -59,7 +60,8 @@ func startSteady(addr, prefix string) *steady {
 	return l
 }
 
-// state returns how many writes were acknowledged, and the last error.
+// state returns how many writes were acknowledged, when the last of them was sent,
+// and the last error.
 func (l *steady) state() (acked int, last time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -91,7 +93,7 @@ func (l *steady) check(t *testing.T, addr string, failures bool) {
 
 // statsOf asks a node for what its statistics say.
 func statsOf(addr string) (map[string]string, error) {
-	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	c, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {
 		return nil, err
 	}
@@ -108,12 +110,12 @@ func statsOf(addr string) (map[string]string, error) {
 	return m, r.Err()
 }
 
-// waitLease waits until a node's lease is in a state and of a source.
+// waitLease waits until a node's lease is in a state and of a source, if one is given.
 func waitLease(t *testing.T, n *Node, state, source string) {
 	t.Helper()
-	eventually(t, 20*time.Second, "lease "+state+" by "+source, func() error {
+	eventually(t, patience, "lease "+state+" by "+source, func() error {
 		s, err := statsOf(n.Addr)
-		if err == nil && (s["lease_state"] != state || s["lease_source"] != source) {
+		if err == nil && (s["lease_state"] != state || source != "" && s["lease_source"] != source) {
 			err = fmt.Errorf("%s by %s", s["lease_state"], s["lease_source"])
 		}
 		return err
@@ -148,7 +150,7 @@ func TestWritesWithoutController(t *testing.T) {
 	frozen := time.Now()
 	goesOn := func(what string, from time.Time, atLeast time.Duration) {
 		t.Helper()
-		eventually(t, atLeast+10*time.Second, what, func() error {
+		eventually(t, atLeast+patience, what, func() error {
 			if _, last, err := l.state(); err != nil {
 				t.Fatalf("%s: %v", what, err)
 			} else if last.Sub(from) < atLeast {
@@ -190,7 +192,7 @@ func TestFrozenMaster(t *testing.T) {
 	waitLease(t, m, "held", "controller")
 	l := startSteady(other.Addr, "frozen")
 	defer l.stop()
-	eventually(t, 20*time.Second, "some load", func() error {
+	eventually(t, patience, "some load", func() error {
 		if n, _, err := l.state(); n < 50 {
 			return fmt.Errorf("%d writes, %v", n, err)
 		}
@@ -202,16 +204,24 @@ func TestFrozenMaster(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer waiting.Close()
+	frozen := time.Now()
+	s, err := statsOf(m.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := time.ParseDuration(s["lease_remaining_ms"] + "ms")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := m.Flared.Freeze(); err != nil {
 		t.Fatal(err)
 	}
-	frozen := time.Now()
 	defer m.Flared.Thaw()
 	const late = 20
 	for i := range late {
 		fmt.Fprintf(waiting, "set late:%d 0 0 4 async\r\nlate\r\n", i)
 	}
-	eventually(t, 30*time.Second, "another master", func() error {
+	eventually(t, patience, "another master", func() error {
 		top, err := c.Topology(t.Context())
 		if err == nil && top.Partitions[0].Master != other.Addr {
 			err = errors.New("the master is " + top.Partitions[0].Master)
@@ -221,12 +231,11 @@ func TestFrozenMaster(t *testing.T) {
 	took := time.Since(frozen)
 	waitLease(t, other, "held", "controller")
 	t.Logf("failover %v after the master was frozen, the lease of the new one %v after that", took, time.Since(frozen)-took)
-	// The last token that was granted may be a second old.
-	if took < topology.LeaseTTL-1500*time.Millisecond {
-		t.Errorf("failover %v after the master was frozen: its lease had not ended", took)
+	if took < left {
+		t.Errorf("failover %v after the master was frozen: its lease was to last %v", took, left)
 	}
 	written, _, _ := l.state()
-	eventually(t, 20*time.Second, "writes go on", func() error {
+	eventually(t, patience, "writes go on", func() error {
 		if n, _, err := l.state(); n < written+50 {
 			return fmt.Errorf("%d writes since, %v", n-written, err)
 		}
@@ -259,7 +268,7 @@ func TestFrozenMaster(t *testing.T) {
 		}
 	}
 	t.Logf("of %d writes that waited %d were refused and %d forwarded", late, refused, stored)
-	ready, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ready, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitReady(ready); err != nil {
 		t.Fatal(err)
@@ -294,7 +303,7 @@ func TestMasterAlone(t *testing.T) {
 	m.Agent.Kill()
 	replicaOf(c, m).Flared.Kill()
 	alone := time.Now()
-	eventually(t, 20*time.Second, "writes are refused", func() error {
+	eventually(t, patience, "writes are refused", func() error {
 		_, _, err := l.state()
 		if err == nil {
 			return errors.New("they are not")
@@ -306,10 +315,10 @@ func TestMasterAlone(t *testing.T) {
 	if !strings.Contains(err.Error(), "read only (no lease)") && !strings.Contains(err.Error(), "lease_lost") {
 		t.Errorf("refused with %v", err)
 	}
-	if d := last.Sub(alone); d > topology.LeaseTTL+time.Second || d < time.Second {
+	if d := last.Sub(alone); d > topology.LeaseTTL || d <= 0 {
 		t.Errorf("the last write was taken %v after the master was alone", d)
 	}
-	waitLease(t, m, "lost", "controller")
+	waitLease(t, m, "lost", "")
 	s, err := statsOf(m.Addr)
 	if err != nil || s["lease_refused_writes"] == "0" || s["lease_remaining_ms"] != "0" {
 		t.Errorf("stats: %v, %v", s, err)
@@ -321,7 +330,7 @@ func TestMasterAlone(t *testing.T) {
 	if err := m.Flared.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "reads are refused", func() error {
+	eventually(t, patience, "reads are refused", func() error {
 		_, err := client(m.Addr).Get("k")
 		if err == nil || !strings.Contains(err.Error(), "no lease") {
 			return fmt.Errorf("answered with %v", err)
@@ -336,7 +345,7 @@ func TestMasterAlone(t *testing.T) {
 	if err := m.Agent.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "writes are taken again", func() error {
+	eventually(t, patience, "writes are taken again", func() error {
 		return client(m.Addr).Set(&memcache.Item{Key: "k", Value: []byte("again")})
 	})
 	if item, err := client(m.Addr).Get("k"); err != nil || string(item.Value) != "again" {
@@ -345,7 +354,7 @@ func TestMasterAlone(t *testing.T) {
 	if err := replicaOf(c, m).Flared.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ready, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ready, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := c.WaitFor(ready, func(top *controllerv1.Topology) bool {
 		return len(top.Partitions[0].InSyncReplicas) == 1

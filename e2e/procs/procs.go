@@ -252,18 +252,3 @@ func (c *Cluster) NodeByAddr(addr string) *Node {
 	}
 	return nil
 }
-
-// freeAddrs returns n loopback addresses that were free a moment ago.
-func freeAddrs(n int) ([]string, error) {
-	var addrs []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		// Held until all are chosen, so that no port is chosen twice.
-		defer l.Close()
-		addrs = append(addrs, l.Addr().String())
-	}
-	return addrs, nil
-}

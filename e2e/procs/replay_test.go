@@ -24,7 +24,7 @@ import (
 // what a test wants where flared expects its index or another node (scripted).
 
 // patience bounds every wait; on a busy machine it is better long.
-const patience = 30 * time.Second
+const patience = 90 * time.Second
 
 // An exchange is one line of a recording: what was sent to a program, and what it
 // answered until it was silent. Each character of the strings is one byte.

@@ -20,7 +20,7 @@ func cutStreams(t *testing.T, addr string, want int) {
 	t.Helper()
 	say := func(command, end string) string {
 		t.Helper()
-		nc, err := net.DialTimeout("tcp", addr, 5*time.Second)
+		nc, err := net.DialTimeout("tcp", addr, patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,7 +76,7 @@ func TestOldMasterRewinds(t *testing.T) {
 	for _, n := range c.Nodes {
 		if n != old {
 			others = append(others, n)
-			eventually(t, 20*time.Second, "the replicas have everything", func() error { return equal(n) })
+			eventually(t, patience, "the replicas have everything", func() error { return equal(n) })
 		}
 	}
 
@@ -99,7 +99,7 @@ func TestOldMasterRewinds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 30*time.Second, "another master", func() error {
+	eventually(t, patience, "another master", func() error {
 		if master(t, c, 0) == old {
 			return errors.New("still the killed one")
 		}
@@ -108,7 +108,7 @@ func TestOldMasterRewinds(t *testing.T) {
 	now := master(t, c, 0)
 	via := client(now.Addr)
 	defer via.Close()
-	eventually(t, 20*time.Second, "the new master takes writes", func() error {
+	eventually(t, patience, "the new master takes writes", func() error {
 		return via.Set(&memcache.Item{Key: "after", Value: []byte("v")})
 	})
 	if err := old.Flared.Start(); err != nil {
@@ -128,7 +128,7 @@ func TestOldMasterRewinds(t *testing.T) {
 		if n == now {
 			continue
 		}
-		eventually(t, 20*time.Second, "the replicas are where their master is", func() error { return equal(n) })
+		eventually(t, patience, "the replicas are where their master is", func() error { return equal(n) })
 		got, err := takeDump(n.Addr)
 		if err != nil {
 			t.Fatal(err)
