@@ -314,6 +314,8 @@ partitions: 3
 replicas: 4
 partitionSize: 2048
 replication: {mode: async, minInSync: 3}
+failover: {maxDownFraction: 0.25, onZoneLoss: hold, graceSeconds: 0}
+paused: true
 rocksdb:
   walTtlSeconds: 31536000
   walSizeLimitMb: 16777216
@@ -331,6 +333,8 @@ rocksdb:
 		want := flarev1.FlareClusterSpec{
 			Partitions: 3, Replicas: 4, PartitionSize: 2048,
 			Replication: flarev1.ReplicationSpec{Mode: flarev1.ReplicationAsync, MinInSync: 3},
+			Failover:    flarev1.FailoverSpec{MaxDownFraction: new(0.25), OnZoneLoss: flarev1.ZoneLossHold, GraceSeconds: new(int32(0))},
+			Paused:      true,
 			RocksDB: flarev1.RocksDBSpec{
 				WALTTLSeconds: new(int64(31536000)), WALSizeLimitMB: new(int64(16777216)), SyncWrites: new(true),
 				ResyncFailureThreshold: new(int32(7)), WALMaxBatchBytes: new(int64(67108864)),
@@ -747,6 +751,10 @@ func TestRefusedValues(t *testing.T) {
 		"fullnameOverride=Flare":                 "/fullnameOverride",
 		"replication.minInSync=3":                "replication.minInSync (3) must not be greater than replicas (2)",
 		"replication.minInSync=0":                "/replication/minInSync",
+		"failover.maxDownFraction=1.5":           "/failover/maxDownFraction",
+		"failover.onZoneLoss=panic":              "/failover/onZoneLoss",
+		"failover.graceSeconds=3601":             "/failover/graceSeconds",
+		"paused=maybe":                           "/paused",
 		"partitions=100,partitionSize=100":       "partitionSize (100) must be greater than partitions (100)",
 	} {
 		if got := refuse(t, "--set", set); !strings.Contains(got, want) {

@@ -40,6 +40,10 @@ type Cluster interface {
 	Watch(ctx context.Context, f func(runtime.Topology) error) error
 	// Observe hands an input to the core.
 	Observe(core.Input)
+	// Apply has a command carried out, and returns when it is durable or refused.
+	Apply(context.Context, core.Command) (core.Outcome, error)
+	// Try tells what a command would bring about.
+	Try(context.Context, core.Command) (core.Outcome, error)
 }
 
 // Defaults of Config.

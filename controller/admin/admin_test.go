@@ -36,6 +36,9 @@ type fakeCluster struct {
 	topo    runtime.Topology
 	changed chan struct{}
 	inputs  chan core.Input
+	applied []core.Command
+	outcome func(core.Command) core.Outcome // what comes of a command, tried or applied
+	err     error
 }
 
 func newFakeCluster(t runtime.Topology) *fakeCluster {
@@ -70,6 +73,17 @@ func (c *fakeCluster) Watch(ctx context.Context, f func(runtime.Topology) error)
 			return ctx.Err()
 		}
 	}
+}
+
+func (c *fakeCluster) Apply(ctx context.Context, cmd core.Command) (core.Outcome, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.applied = append(c.applied, cmd)
+	return c.outcome(cmd), c.err
+}
+
+func (c *fakeCluster) Try(ctx context.Context, cmd core.Command) (core.Outcome, error) {
+	return c.outcome(cmd), c.err
 }
 
 func (c *fakeCluster) Observe(in core.Input) { c.inputs <- in }

@@ -137,6 +137,9 @@ func topologyProto(t runtime.Topology) *controllerv1.Topology {
 			PreparingReplicas: append([]string(nil), p.Preparing...),
 		})
 	}
+	for _, c := range t.Status.Conditions {
+		out.Conditions = append(out.Conditions, &controllerv1.Condition{Type: c.Type, Status: c.True, Reason: c.Reason, Message: c.Message})
+	}
 	for _, n := range t.Nodes {
 		node := &controllerv1.NodeTopology{
 			Node:           n.Node.Key(),

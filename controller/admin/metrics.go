@@ -21,6 +21,7 @@ type Metrics struct {
 	persists      prometheus.Counter
 	persistErrors prometheus.Counter
 	requestErrors *prometheus.CounterVec
+	refused       *prometheus.CounterVec
 	reconcile     prometheus.Histogram
 	view          *viewCollector
 
@@ -45,6 +46,10 @@ func newMetrics(s *Server) *Metrics {
 			Namespace: namespace, Name: "request_errors_total",
 			Help: "Failed requests to the platform, by kind: config, scale, labels, status.",
 		}, []string{"request"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Name: "refused_total",
+			Help: "What was asked for or due and not done, by reason.",
+		}, []string{"reason"}),
 		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "reconcile_duration_seconds",
 			Help:    "From a decision to the moment when it is durable and handed out.",
@@ -57,7 +62,7 @@ func newMetrics(s *Server) *Metrics {
 func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.failovers, m.decisions, m.broadcasts, m.persists, m.persistErrors,
-		m.requestErrors, m.reconcile, m.view,
+		m.requestErrors, m.refused, m.reconcile, m.view,
 	}
 }
 
@@ -136,6 +141,9 @@ func (c *viewCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// Refused counts something that is not done.
+func (m *Metrics) Refused(reason string) { m.refused.WithLabelValues(reason).Inc() }
+
 // Trace counts one step of the core; it fits runtime.Config.Trace.
 func (m *Metrics) Trace(state core.State, in core.Input, effects []core.Effect) {
 	switch in := in.(type) {
@@ -152,6 +160,12 @@ func (m *Metrics) Trace(state core.State, in core.Input, effects []core.Effect) 
 	}
 	for _, e := range effects {
 		switch e := e.(type) {
+		case core.Refused:
+			m.Refused(e.Reason)
+		case core.Reply:
+			if e.Reason != "" {
+				m.Refused(e.Reason)
+			}
 		case core.Broadcast:
 			m.broadcasts.Inc()
 		case core.Decision:

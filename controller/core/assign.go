@@ -42,6 +42,7 @@ func (w *work) judgeSpec() {
 	if s.Refusal.Reason != "" && s.Refusal != was {
 		w.event(true, s.Refusal.Reason, "%s", s.Refusal.Message)
 	}
+	w.obey(s.Spec.Failover)
 	if d.Generation != s.Spec.Generation {
 		d.Generation = s.Spec.Generation
 		w.dirty = true
@@ -156,15 +157,21 @@ func (w *work) assign() {
 	if !s.Spec.Known || s.Refusal.Reason == ReasonSpecInvalid {
 		return
 	}
+	r := w.frozen()
 	if len(s.Durable.Partitions) == 0 {
-		w.bootstrap()
+		if s.Blocked = r; r.Reason == "" {
+			w.bootstrap()
+		}
 		return
 	}
 	for _, n := range s.Durable.Nodes {
 		if o := s.seen(n.Key()); !n.up() && o != nil && o.PingOK && w.lostData(n) {
 			s.Blocked = Refusal{ReasonMasterDataLost, fmt.Sprintf(
-				"%s, master of partition %d, has come back without its data, while other nodes hold some; it takes no writes until an operator decides: node state %s %d active goes on without that data, node role <name> <port> master 1 %d with what that node holds", n.Key(), n.Partition, n.Name, n.Port, n.Partition)}
+				"%s, master of partition %d, has come back without its data, while other nodes hold some; it takes no writes until an operator decides: SetNodeState ACTIVE, or node state %s %d active allow_data_loss, goes on without that data; ForceMaster, or node role <name> <port> master 1 %d allow_data_loss, with what that node holds", n.Key(), n.Partition, n.Name, n.Port, n.Partition)}
 		}
+	}
+	if w.holdBack(r) {
+		return
 	}
 	w.shrink()
 	w.fill()

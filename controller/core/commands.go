@@ -25,36 +25,58 @@ func (w *work) command(c Command) {
 			w.commit()
 			r.Nodes = w.s.Durable.Map().Nodes
 		} else {
-			r.Err = failAdd
+			r.Err, r.Reason = failAdd, RefuseNotNow
 		}
 	case VerbHello:
 		r.Err = w.hello(c, key)
 	case VerbRole:
-		if !w.role(c, key) {
+		if r.Reason = w.role(c, key); r.Reason != "" {
 			r.Err = failRole
 		}
 	case VerbState:
 		if c.HasSession {
 			r.Err = w.inSync(c, key)
-		} else {
-			r.Err = w.state(c, key)
+			break
+		}
+		if r.Reason = w.state(c, key); r.Reason != "" {
+			r.Err = failState
 		}
 	case VerbBehind:
 		r.Err = w.behind(c, key)
 	case VerbHandover:
 		r.Err = w.handover(c, key)
 	case VerbRemove:
-		if !w.remove(key) {
+		if r.Reason = w.remove(key); r.Reason != "" {
 			r.Err = failRemove
 		}
+	case VerbForce:
+		r.Err = w.force(c, key)
+	case VerbPause:
+		r.Err = w.pause(c)
+	case VerbResume:
+		r.Err = w.resume()
+	case VerbOverride:
+		r.Err = w.override(c)
 	case VerbShutdown:
 		if !w.shutdown(key) {
-			r.Err = failShutdown
+			r.Err, r.Reason = failShutdown, RefuseNoSuchNode
 		}
 	default:
-		r.Err = fmt.Sprintf("unknown verb %q", c.Verb)
+		r.Err, r.Reason = fmt.Sprintf("unknown verb %q", c.Verb), RefuseUnknownVerb
+	}
+	switch {
+	case r.Reason == "":
+		r.Reason = r.Err // the commands that flarei does not know answer with the reason
+	case saysWhy(r.Reason):
+		r.Err += ": " + r.Reason
 	}
 	w.reply(r)
+}
+
+// saysWhy reports whether a refusal whose text flarei's tools know is told with its
+// reason all the same: flarei never refuses for one of these.
+func saysWhy(reason string) bool {
+	return reason == RefuseGrantRequired || reason == RefuseDataLoss || reason == RefuseLease
 }
 
 // add registers a node. An unknown one becomes a proxy; one that is down is
@@ -152,20 +174,23 @@ func (w *work) hello(c Command, key string) string {
 	return ""
 }
 
-// role changes a node's role as an operator asks.
-func (w *work) role(c Command, key string) bool {
+// role changes a node's role as an operator asks. It returns why it does not.
+func (w *work) role(c Command, key string) string {
 	d := &w.s.Durable
 	n := d.node(key)
-	if n == nil || n.State == topology.Down {
-		return false
+	switch {
+	case n == nil:
+		return RefuseNoSuchNode
+	case n.State == topology.Down:
+		return RefuseNodeDown
 	}
-	rebalance := func() bool {
+	rebalance := func() string {
 		if !w.balanceStays(*n, c.Balance) {
-			return false
+			return RefuseBalance
 		}
 		w.set(key, ReasonOperator, func(n *Node) { n.Balance = c.Balance })
 		w.dirty, w.visible = true, true
-		return true
+		return ""
 	}
 	toProxy := func() {
 		w.set(key, ReasonOperator, clearDuty)
@@ -181,45 +206,51 @@ func (w *work) role(c Command, key string) bool {
 		case c.Role == topology.Proxy && filling:
 			w.releaseSlaves(n.Partition, ReasonOperator)
 			toProxy()
-			return true
+			return ""
 		}
-		return false
+		return RefuseIsMaster
 	case topology.Slave:
 		switch c.Role {
 		case topology.Slave:
 			if filling {
 				if m := w.master(n.Partition); m == nil || m.State == topology.Active {
-					return false
+					return RefuseNotActive
 				}
 			}
 			return rebalance()
 		case topology.Proxy:
 			if !filling && !w.balanceStays(*n, 0) {
-				return false
+				return RefuseBalance
 			}
 			toProxy()
-			return true
+			return ""
 		}
-		return false
+		if c.AllowDataLoss {
+			return w.force(c, key)
+		}
+		return RefuseIsReplica
 	}
 	// A proxy.
 	switch c.Role {
 	case topology.Master:
-		return w.makeMaster(key, c.Partition, c.Balance)
+		return w.makeMaster(key, c)
 	case topology.Slave:
 		m := w.master(c.Partition)
-		if c.Partition < 0 || m == nil {
-			return false
+		switch {
+		case c.Partition < 0:
+			return RefusePartition
+		case m == nil:
+			return RefuseMasterDown
 		}
 		balance := 0
 		if m.State != topology.Active {
 			balance = max(0, c.Balance)
 		}
 		w.set(key, ReasonOperator, func(n *Node) { becomeSlave(n, c.Partition, balance) })
-		return true
+		return ""
 	}
 	toProxy()
-	return true
+	return ""
 }
 
 // balanceStays reports whether a partition can still be read when n has that
@@ -239,37 +270,46 @@ func (w *work) balanceStays(n Node, balance int) bool {
 
 // makeMaster makes a proxy the master of a partition, as an operator asks: of
 // the next one, which is then prepared (but for the first, which has no data to
-// fetch), or of one whose master is dead without a successor.
-func (w *work) makeMaster(key string, partition, balance int) bool {
+// fetch), or of one whose master is dead without a successor. It returns why it
+// does not.
+func (w *work) makeMaster(key string, c Command) string {
 	d := &w.s.Durable
 	established := len(d.Partitions)
-	if partition < 0 || partition > established || balance <= 0 {
-		return false
+	switch {
+	case c.Partition < 0 || c.Partition > established:
+		return RefusePartition
+	case c.Balance <= 0:
+		return RefuseBalance
+	case w.master(c.Partition) != nil:
+		return RefuseHasMaster // it is up, or being prepared
 	}
-	if w.master(partition) != nil {
-		return false // one is up, or being prepared
+	if c.Partition < established {
+		if r := w.mayLose(c, key); r != "" {
+			return r
+		}
 	}
-	if partition < established || partition == 0 {
-		w.makeActiveMaster(key, partition, balance, ReasonOperator)
-		return true
+	if c.Partition < established || c.Partition == 0 {
+		w.makeActiveMaster(key, c.Partition, c.Balance, ReasonOperator)
+		return ""
 	}
 	w.set(key, ReasonOperator, func(n *Node) {
-		n.Role, n.State, n.Partition, n.Balance = topology.Master, topology.Prepare, partition, balance
-		n.goHome(partition)
+		n.Role, n.State, n.Partition, n.Balance = topology.Master, topology.Prepare, c.Partition, c.Balance
+		n.goHome(c.Partition)
 	})
-	return true
+	return ""
 }
 
-// state changes a node's state as an operator or a plain node asks.
+// state changes a node's state as an operator or a plain node asks. It returns why
+// it does not.
 func (w *work) state(c Command, key string) string {
 	n := w.s.Durable.node(key)
 	if n == nil {
-		return failState
+		return RefuseNoSuchNode
 	}
 	switch c.State {
 	case topology.Ready:
 		if n.State != topology.Prepare {
-			return failState
+			return RefuseNotPreparing
 		}
 		w.set(key, ReasonOperator, func(n *Node) { n.State = topology.Ready })
 		return ""
@@ -280,22 +320,28 @@ func (w *work) state(c Command, key string) string {
 		return ""
 	case topology.Active:
 	default:
-		return failState
+		return RefuseState
 	}
 	switch n.State {
 	case topology.Active:
 		return ""
 	case topology.Down:
+		if w.lostData(*n) || w.behindReplica(*n) {
+			if !c.AllowDataLoss {
+				return RefuseDataLoss
+			}
+			w.accepted(c, key, n.Partition)
+		}
 		w.up(key, ReasonOperator)
 		return ""
 	}
 	if m := w.master(n.Partition); n.Role == topology.Slave && n.Extended && m != nil && m.Extended {
 		// Only its master knows whether it is in sync.
-		return failState + ": " + RefuseGrantRequired
+		return RefuseGrantRequired
 	}
 	if n.State == topology.Prepare {
 		if n.Role != topology.Slave {
-			return failState
+			return RefuseNotReady
 		}
 		w.set(key, ReasonInSync, func(n *Node) { n.State, n.Held = topology.Active, n.Partition })
 		return ""
@@ -303,7 +349,7 @@ func (w *work) state(c Command, key string) string {
 	// Ready: a filled node takes up its duty.
 	if n.Role == topology.Master {
 		if n.Partition != len(w.s.Durable.Partitions) {
-			return failState
+			return RefusePartition
 		}
 		for _, o := range w.s.Durable.Nodes {
 			if o.Partition == n.Partition {
@@ -376,21 +422,25 @@ func (w *work) behind(c Command, key string) string {
 }
 
 // remove deletes a node that is down. A partition keeps the entry of its dead
-// master until another one is up: the entry is what holds its number.
-func (w *work) remove(key string) bool {
+// master until another one is up: the entry is what holds its number. It returns why
+// it does not.
+func (w *work) remove(key string) string {
 	d := &w.s.Durable
 	i, ok := d.find(key)
-	if !ok || d.Nodes[i].up() {
-		return false
+	switch {
+	case !ok:
+		return RefuseNoSuchNode
+	case d.Nodes[i].up():
+		return RefuseNodeUp
 	}
 	n := d.Nodes[i]
 	if n.Role == topology.Master {
 		if m := w.master(n.Partition); m == nil || m.State != topology.Active {
-			return false
+			return RefuseKeepsPartition
 		}
 	}
 	w.delete(key)
-	return true
+	return ""
 }
 
 func (w *work) delete(key string) {

@@ -6,7 +6,7 @@ import "github.com/flarekv/flare/proto/topology"
 // not. Evidence comes in three grades: what Kubernetes and the node's own agent
 // say counts at once; pings count after several failures; silence alone never
 // does, and none of it counts against a node that is merely slow because it is
-// being filled.
+// being filled, nor before the grace period after the controller's start is over.
 func (w *work) dead(n Node) string {
 	s := &w.s
 	key := n.Key()
@@ -33,13 +33,16 @@ func (w *work) dead(n Node) string {
 			return ReasonProcessRestart
 		}
 	}
-	if s.Now < s.Started+startGrace {
+	if !s.GraceOver {
 		return ""
 	}
 	silent := !o.Agent || s.Now-o.AgentAt > agentSilence
-	if n.Extended && n.State == topology.Prepare {
-		if silent && (o.Refused >= failsDead || o.PingFails >= failsDeadSlow) {
-			return ReasonSilent
+	if n.State == topology.Prepare {
+		switch {
+		case !n.Extended && o.Refused >= failsDead:
+			return ReasonPingFailed
+		case n.Extended && silent && (o.Refused >= failsDead || o.PingFails >= failsDeadSlow):
+			return ReasonSilent // its agent is another process, and is silent too
 		}
 		return ""
 	}
@@ -88,19 +91,28 @@ func (w *work) failover(dead []Death) {
 func (w *work) findBack() []string {
 	var back []string
 	for _, n := range w.s.Durable.Nodes {
-		o := w.s.seen(n.Key())
-		switch {
-		case n.up() || o == nil || !o.PingOK || w.dead(n) != "":
-		case n.Gone && (toldToEnd(n) || !w.confirmed(n)) && w.s.Now < o.OKSince+goneWait:
-			// Its process should end, or another one should register.
-		case n.Instance != "" && !n.Extended && w.s.Now < o.AddedAt+helloWait:
-			// It registered and has not yet said what it holds.
-		case w.lostData(n):
-		default:
+		if w.returned(n) && !w.lostData(n) && !w.behindReplica(n) {
 			back = append(back, n.Key())
 		}
 	}
 	return back
+}
+
+// returned reports whether a node that is down is alive again.
+func (w *work) returned(n Node) bool {
+	if n.up() {
+		return false
+	}
+	o := w.s.seen(n.Key())
+	switch {
+	case o == nil || !o.PingOK || w.dead(n) != "":
+		return false
+	case n.Gone && (toldToEnd(n) || !w.confirmed(n)) && w.s.Now < o.OKSince+goneWait:
+		return false // its process should end, or another one should register
+	case n.Instance != "" && !n.Extended && w.s.Now < o.AddedAt+helloWait:
+		return false // it registered and has not yet said what it holds
+	}
+	return true
 }
 
 // toldToEnd reports whether a node went down because its process was told to end,
@@ -122,6 +134,23 @@ func (w *work) lostData(n Node) bool {
 	for _, o := range w.s.Durable.Nodes {
 		if held, lsn := w.holds(o); o.Key() != n.Key() && held == n.Partition && !lsn.IsZero() {
 			return true
+		}
+	}
+	return false
+}
+
+// behindReplica reports whether a dead master that returns has less than a replica
+// that is in sync: it lost the end of its log, and the replica is to take its place.
+func (w *work) behindReplica(n Node) bool {
+	if n.Role != topology.Master || w.master(n.Partition) != nil {
+		return false
+	}
+	_, have := w.holds(n)
+	for _, o := range w.s.Durable.Nodes {
+		if o.Role == topology.Slave && o.State == topology.Active && o.Partition == n.Partition && o.Extended {
+			if _, lsn := w.holds(o); have.Less(lsn) {
+				return true
+			}
 		}
 	}
 	return false

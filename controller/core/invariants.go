@@ -46,6 +46,11 @@ func Invariants() []Invariant {
 		{"OneLease", "No two processes can hold a valid lease for one partition.", oneLease},
 		{"LeaseIsSaved", "A lease is granted only to the saved master of the partition, for its epoch.", leaseIsSaved},
 		{"LeaseOutlivesNobody", "Without an operator, a master whose lease may still be in force is not replaced, unless its end is proven.", leaseOutlivesNobody},
+		{"FrozenRolesStay", "While no roles are to change (breaker open or half-open, paused), nobody becomes master or replica, but a dead master whose place nobody took, unless a master hands over or an operator orders it.", frozenRolesStay},
+		{"FrozenOwes", "A dead master that is not replaced because no roles are to change, though a replica is in sync, keeps its entry, and the partition is owed a failover.", frozenOwes},
+		{"GraceNeedsProof", "In the grace period no node is taken down for silence or failed pings.", graceNeedsProof},
+		{"BreakerNeedsCalm", "The breaker closes only after it was half-open for its time, and never while too much is lost.", breakerNeedsCalm},
+		{"DataLossIsAccepted", "A node that was neither in sync nor the master becomes master of an established partition of extended nodes only by an operator who accepts the loss.", dataLossIsAccepted},
 		{"LabelsAreSaved", "Labels show saved duties only.", labelsAreSaved},
 		{"MachineRests", "After a step the machine is Done, or waits for a Persist that is under way, or has not begun.", machineRests},
 		{"InputUnchanged", "A step does not change the state it was given.", nil}, // checked by Check itself
@@ -86,7 +91,7 @@ func (s State) pending() []uint64 {
 // state, which may do what the controller by itself would not.
 func byOperator(in Input) bool {
 	c, ok := in.(Command)
-	return ok && !c.HasSession && (c.Verb == VerbRole || c.Verb == VerbState)
+	return ok && !c.HasSession && (c.Verb == VerbRole || c.Verb == VerbState || c.Verb == VerbForce)
 }
 
 func oneMaster(t Transition) error {
@@ -447,4 +452,96 @@ func endProven(in Input, l Lease) bool {
 		return in.Alive && in.AgentStarted != 0 && in.AgentStarted == l.Agent
 	}
 	return false
+}
+
+func frozenRolesStay(t Transition) error {
+	if byOperator(t.Input) || t.Before.frozen(&t.Before.Durable).Reason == "" || t.After.frozen(&t.After.Durable).Reason == "" {
+		return nil
+	}
+	if c, ok := t.Input.(Command); ok && c.Verb == VerbHandover {
+		return nil
+	}
+	for _, n := range t.After.Durable.Nodes {
+		if n.Role == topology.Proxy || !n.up() {
+			continue
+		}
+		before := t.Before.Durable.node(n.Key())
+		if before == nil || before.Role != n.Role || before.Partition != n.Partition {
+			return fmt.Errorf("%s became %s", n.Key(), n.duty())
+		}
+	}
+	return nil
+}
+
+func frozenOwes(t Transition) error {
+	if byOperator(t.Input) || t.Before.frozen(&t.Before.Durable).Reason == "" || t.After.frozen(&t.After.Durable).Reason == "" {
+		return nil
+	}
+	for p, part := range t.After.Durable.Partitions {
+		was := activeMaster(t.Before.Durable, p)
+		if was == "" || activeMaster(t.After.Durable, p) != "" {
+			continue
+		}
+		if n := t.After.Durable.node(was); n == nil || n.Role != topology.Master || n.Partition != p {
+			return fmt.Errorf("partition %d: %s lost its entry", p, was)
+		}
+		if !part.Owed && slices.ContainsFunc(t.After.Durable.Nodes, func(n Node) bool {
+			return n.Role == topology.Slave && n.State == topology.Active && n.Partition == p
+		}) {
+			return fmt.Errorf("partition %d", p)
+		}
+	}
+	return nil
+}
+
+func graceNeedsProof(t Transition) error {
+	if t.After.GraceOver {
+		return nil
+	}
+	for _, n := range t.After.Durable.Nodes {
+		before := t.Before.Durable.node(n.Key())
+		if before != nil && before.up() && !n.up() && (n.DownReason == ReasonPingFailed || n.DownReason == ReasonSilent) {
+			return fmt.Errorf("%s is down: %s", n.Key(), n.DownReason)
+		}
+	}
+	return nil
+}
+
+func breakerNeedsCalm(t Transition) error {
+	before, after := t.Before.Durable.Safety.Breaker, t.After.Durable.Safety.Breaker
+	if before.State == BreakerClosed || after.State != BreakerClosed {
+		return nil
+	}
+	l := t.After.Losses
+	switch {
+	case before.State != BreakerHalfOpen:
+		return fmt.Errorf("it was %s", before.State)
+	case t.After.Now < before.Calm+before.Settle:
+		return fmt.Errorf("after %d ms of %d", t.After.Now-before.Calm, before.Settle)
+	case t.After.Durable.Safety.Policy.tooMuch(l.Lost, l.Total):
+		return fmt.Errorf("%d of %d nodes are lost", l.Lost, l.Total)
+	}
+	return nil
+}
+
+func dataLossIsAccepted(t Transition) error {
+	for p := range t.Before.Durable.Partitions {
+		key := activeMaster(t.After.Durable, p)
+		if key == "" || key == activeMaster(t.Before.Durable, p) {
+			continue
+		}
+		n := t.Before.Durable.node(key)
+		if n != nil && n.Partition == p && (n.Role == topology.Slave && n.State == topology.Active || n.Role == topology.Master) {
+			continue
+		}
+		if !slices.ContainsFunc(t.Before.Durable.Nodes, func(n Node) bool {
+			return n.Role == topology.Master && n.Partition == p && n.Instance != ""
+		}) {
+			continue // of plain nodes nobody knows what they have
+		}
+		if c, ok := t.Input.(Command); !ok || !c.AllowDataLoss {
+			return fmt.Errorf("partition %d: %s became master", p, key)
+		}
+	}
+	return nil
 }

@@ -52,9 +52,12 @@ func (w *work) next(step StepName) StepName {
 		return StepListPods
 	case StepListPods:
 		w.adopt()
+		w.noteZones()
 		w.scale()
 		return StepDetectDead
 	case StepDetectDead:
+		w.judgeGrace()
+		w.judgeBreaker()
 		w.s.Machine.Dead = w.findDead()
 		w.s.Machine.Back = w.findBack()
 		return StepFailover
@@ -64,6 +67,7 @@ func (w *work) next(step StepName) StepName {
 			w.up(key, "back")
 		}
 		w.s.Machine.Dead, w.s.Machine.Back = nil, nil
+		w.payOwed()
 		return StepAssignRoles
 	case StepAssignRoles:
 		w.assign()

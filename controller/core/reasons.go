@@ -37,6 +37,23 @@ const (
 	ReasonMetaChange         = "meta_change_unsupported"
 	ReasonSpecInvalid        = "spec_invalid"
 
+	// Why roles do not change by themselves, and when they do again.
+	ReasonPaused          = "paused" // by an operator
+	ReasonPausedBySpec    = "paused_by_spec"
+	ReasonNotPaused       = "not_paused"
+	ReasonResumed         = "resumed"
+	ReasonBreakerOpen     = "breaker_open"
+	ReasonBreakerHalfOpen = "breaker_half_open"
+	ReasonBreakerClosed   = "breaker_closed"
+	ReasonZoneLost        = "zone_lost"
+	ReasonZoneBack        = "zone_back"
+	ReasonOverridden      = "breaker_overridden"
+	ReasonOverrideOver    = "override_over"
+	ReasonGraceOver       = "grace_over"
+
+	// An operator has accepted that what was acknowledged may be lost.
+	ReasonDataLossAllowed = "data_loss_allowed"
+
 	// Why a wanted assignment is not made.
 	ReasonManualMap        = "map_made_by_hand"
 	ReasonWaitingForNodes  = "waiting_for_nodes"
@@ -58,16 +75,35 @@ const (
 	ReasonNodeDown         = "node_down"
 	ReasonPartitionsFormed = "partitions_formed"
 
-	// Why a command is refused, beside the fixed texts of the protocol.
-	RefuseNotRegistered = "not_registered"
-	RefuseBadHello      = "bad_hello"
-	RefuseStaleEpoch    = "stale_epoch"
-	RefuseStaleGrant    = "stale_grant"
-	RefuseNotReplica    = "not_a_replica"
-	RefuseMasterDown    = "master_down"
-	RefuseIsMaster      = "is_master"
-	RefuseGrantRequired = "grant_required"
-	RefuseNoSuchNode    = "no_such_node"
-	RefuseNotMaster     = "not_master"
-	RefuseNotInSync     = "target_not_in_sync"
+	// Why a command is refused. Where flarei has a text of its own for that, the text
+	// is the answer on the index protocol and the reason is for gRPC, metrics and logs.
+	RefuseNotRegistered  = "not_registered"
+	RefuseBadHello       = "bad_hello"
+	RefuseStaleEpoch     = "stale_epoch"
+	RefuseStaleGrant     = "stale_grant"
+	RefuseNotReplica     = "not_a_replica"
+	RefuseMasterDown     = "master_down"
+	RefuseIsMaster       = "is_master"
+	RefuseIsReplica      = "is_replica"
+	RefuseGrantRequired  = "grant_required"
+	RefuseNoSuchNode     = "no_such_node"
+	RefuseNotMaster      = "not_master"
+	RefuseNotInSync      = "target_not_in_sync"
+	RefuseNotNow         = "not_accepted_now" // the node is up, or there are too many, or no spec
+	RefuseUnknownVerb    = "unknown_verb"
+	RefuseNodeDown       = "node_down"
+	RefuseNodeUp         = "node_up"
+	RefuseBalance        = "bad_balance"   // negative, or nobody of the partition would be read
+	RefusePartition      = "bad_partition" // there is none of that number, and it is not the next one
+	RefuseHasMaster      = "has_master"
+	RefuseNotActive      = "not_active"
+	RefuseNotPreparing   = "not_preparing"
+	RefuseNotReady       = "not_ready"
+	RefuseState          = "bad_state"
+	RefuseKeepsPartition = "keeps_partition" // the entry of its dead master holds a partition's number
+	RefuseDataLoss       = "data_loss"       // it may lose what was acknowledged; allow_data_loss does it all the same
+	RefuseInSyncLeft     = "in_sync_replica_left"
+	RefuseLease          = ReasonWaitingForLease // the former master may take writes still
+	RefuseNote           = "bad_note"            // none where one is needed, or too long
+	RefuseSeconds        = "bad_seconds"
 )

@@ -17,10 +17,12 @@ import (
 // input; what it brings about is printed below it. Every step is checked against
 // all invariants, and the state against its JSON form.
 //
-//	spec partitions=2 replicas=2 [generation=1]
+//	spec partitions=2 replicas=2 [generation=1] [maxdown=50 (percent, default 100)] [zoneloss=hold]
+//	    [grace=10 (seconds, default 10)] [paused=true]
 //	tick 200                           milliseconds that pass
 //	add a:1                            and hello, role, state, behind, remove, shutdown
 //	handover a:1 b:1 e/s               by a master, with the epoch and the target's grant
+//	force a:1 [partition] [allow_data_loss], pause WHY, resume, override SECONDS [WHY]
 //	join a:1 [instance] [held e/i]     add, hello, ping
 //	agent a:1 key=value ...            instance, alive, lsn, data, map, role, part, zone, serving, lease
 //	                                   (epoch), token (ms of the node's clock), by (the agent's start)
@@ -157,13 +159,26 @@ func (w *scenario) line(line string) {
 	switch f[0] {
 	case "spec":
 		spec := Spec{Known: true, Generation: w.state.Spec.Generation + 1, Meta: topology.DefaultMeta(), Config: "c"}
+		spec.Failover.Grace = 10_000
 		for _, kv := range f[1:] {
 			k, v, _ := strings.Cut(kv, "=")
+			switch k {
+			case "zoneloss":
+				spec.Failover.HoldZone = v == "hold"
+				continue
+			case "paused":
+				spec.Failover.Paused = v == "true"
+				continue
+			}
 			n, err := strconv.Atoi(v)
 			if err != nil {
 				w.t.Fatal(err)
 			}
 			switch k {
+			case "maxdown":
+				spec.Failover.MinUp = (100 - n) * Million / 100
+			case "grace":
+				spec.Failover.Grace = int64(n) * 1000
 			case "partitions":
 				spec.Partitions = n
 			case "replicas":
@@ -335,6 +350,14 @@ func (w *scenario) agent(f []string) {
 
 func (w *scenario) command(f []string) {
 	w.nextID++
+	switch verb := Verb(f[0]); verb {
+	case VerbPause, VerbResume:
+		w.input(Command{ID: w.nextID, Verb: verb, Note: strings.Join(f[1:], " ")})
+		return
+	case VerbOverride:
+		w.input(Command{ID: w.nextID, Verb: verb, Seconds: w.number(f[1]), Note: strings.Join(f[2:], " ")})
+		return
+	}
 	name, port, err := topology.SplitKey(f[1])
 	if err != nil {
 		w.t.Fatal(err)
@@ -346,7 +369,14 @@ func (w *scenario) command(f []string) {
 		}
 		return ""
 	}
+	if last := len(f) - 1; f[last] == "allow_data_loss" {
+		c.AllowDataLoss, f = true, f[:last]
+	}
 	switch c.Verb {
+	case VerbForce:
+		if arg(2) != "" {
+			c.Partition = w.number(arg(2))
+		}
 	case VerbHello:
 		c.Hello = Hello{Instance: arg(2), Partition: -1}
 		if arg(3) != "" {

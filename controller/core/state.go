@@ -24,6 +24,7 @@ type Durable struct {
 	// Removed keeps the floors of nodes that were removed, for as long as a grant of
 	// that epoch may be under way: the node may register again.
 	Removed []RemovedNode `json:"removed,omitempty"`
+	Safety  Safety        `json:"safety,omitzero"`
 }
 
 // RemovedNode is what must be remembered of a node that was removed.
@@ -39,6 +40,9 @@ const FormatVersion = 1
 // Partition is what is known of a partition beside its nodes.
 type Partition struct {
 	Epoch uint64 `json:"epoch"` // of its master; +1 each time a node becomes master, or comes back as one
+	// Owed: its master died while no roles were to change, and a replica was in sync:
+	// one takes the master's place when they may, unless the master is back before.
+	Owed bool `json:"owed,omitempty"`
 }
 
 // Node is one entry of the node map.
@@ -77,6 +81,8 @@ type Node struct {
 	Gone bool `json:"gone,omitempty"`
 	// DownReason tells why the node was taken down; empty when it is up.
 	DownReason string `json:"downReason,omitempty"`
+	// Zone is where the node was last seen; empty when that was never known.
+	Zone string `json:"zone,omitempty"`
 }
 
 // Grant identifies one promise of a master to wait for a replica: the epoch of
@@ -135,6 +141,9 @@ type State struct {
 	Status        Channel
 	StatusSent    Status
 	StatusDone    Status
+	GraceOver     bool // silence is evidence of death
+	Losses        Losses
+	HeldBack      string  // why duties that could be given are not; empty when none could
 	Refusal       Refusal // of the spec, or of a part of it
 	Blocked       Refusal // why a wanted assignment is not made
 }
@@ -212,6 +221,9 @@ func (d Durable) clone() Durable {
 	return d
 }
 
+// Clone returns a copy that shares nothing with s that is written later.
+func (s State) Clone() State { return s.clone() }
+
 func (s State) clone() State {
 	s.Durable = s.Durable.clone()
 	s.Replies = slices.Clone(s.Replies)
@@ -287,8 +299,11 @@ func (s *State) zone(key string) string {
 	if m, ok := s.member(key); ok && m.Zone != "" {
 		return m.Zone
 	}
-	if o := s.seen(key); o != nil {
+	if o := s.seen(key); o != nil && o.Report.Zone != "" {
 		return o.Report.Zone
+	}
+	if n := s.Durable.node(key); n != nil {
+		return n.Zone
 	}
 	return ""
 }

@@ -123,6 +123,9 @@ func StatusOf(s State) Status {
 		degraded.Reason, degraded.Message = ReasonForming, ready.Message
 	case len(down) > 0:
 		ready.True, ready.Reason, ready.Message = false, ReasonMasterDown, of(down)+": the master is down and no replica is in sync"
+		if r := s.frozen(&s.Saved); r.Reason != "" {
+			ready.Message = of(down) + ": the master is down, and no roles change by themselves: " + r.Message
+		}
 		degraded.True, degraded.Reason, degraded.Message = true, ReasonMasterDown, ready.Message
 	case len(missing) > 0:
 		degraded.True, degraded.Reason, degraded.Message = true, ReasonReplicaMissing, of(missing)+": fewer replicas than asked for"
@@ -147,7 +150,7 @@ func StatusOf(s State) Status {
 		progressing.True, progressing.Reason, progressing.Message = true, degraded.Reason, degraded.Message
 	}
 	config := configCondition(s, &st)
-	st.Conditions = []Condition{ready, progressing, degraded, config}
+	st.Conditions = []Condition{ready, progressing, degraded, config, breakerCondition(&s), pausedCondition(&s), reductionCondition(&s)}
 
 	worst := ready
 	switch {

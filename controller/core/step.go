@@ -17,7 +17,6 @@ const PingThreshold = 3
 const (
 	retryAfter      = 1_000  // between attempts of a request that failed
 	persistRetry    = 300    // the same for Persist, which everything waits for
-	startGrace      = 10_000 // after a start, silence alone is no evidence of death
 	bootstrapWait   = 10_000 // for all expected nodes to register, since the first did
 	recoveryWait    = 60_000 // the same when nodes hold data of a cluster nobody remembers
 	zoneWait        = 2_000  // for the zones of all nodes to be known
@@ -324,14 +323,22 @@ func describeCommand(c Command) string {
 	case VerbHello:
 		return fmt.Sprintf("hello %s instance=%s holds=%d at=%v", key, cmp.Or(c.Hello.Instance, "-"), c.Hello.Partition, c.Hello.LSN)
 	case VerbRole:
-		return fmt.Sprintf("role %s %v balance=%d partition=%d", key, c.Role, c.Balance, c.Partition)
+		return fmt.Sprintf("role %s %v balance=%d partition=%d", key, c.Role, c.Balance, c.Partition) + lossy(c)
 	case VerbState:
 		if c.HasSession {
 			return fmt.Sprintf("state %s %v grant=%d/%d", key, c.State, c.Epoch, c.Session)
 		}
-		return fmt.Sprintf("state %s %v", key, c.State)
+		return fmt.Sprintf("state %s %v", key, c.State) + lossy(c)
 	case VerbHandover:
 		return fmt.Sprintf("handover %s to %s grant=%d/%d", key, nodeKey(c.Target, c.TargetPort), c.Epoch, c.Session)
+	case VerbForce:
+		return fmt.Sprintf("force %s partition=%d allow_data_loss=%t: %s", key, c.Partition, c.AllowDataLoss, c.Note)
+	case VerbPause:
+		return "pause: " + c.Note
+	case VerbResume:
+		return "resume"
+	case VerbOverride:
+		return fmt.Sprintf("override for %d s: %s", c.Seconds, c.Note)
 	case VerbBehind:
 		return fmt.Sprintf("behind %s grant=%d/%d", key, c.Epoch, c.Session)
 	}
@@ -342,4 +349,11 @@ func describeCommand(c Command) string {
 func clearDuty(n *Node) {
 	n.Role, n.Partition, n.Balance = topology.Proxy, topology.NoPartition, 0
 	n.Granted = Grant{}
+}
+
+func lossy(c Command) string {
+	if c.AllowDataLoss {
+		return " allow_data_loss"
+	}
+	return ""
 }

@@ -1,6 +1,9 @@
 package core
 
 import (
+	"fmt"
+	"slices"
+
 	"github.com/flarekv/flare/proto/topology"
 )
 
@@ -38,6 +41,7 @@ func (w *work) makeActiveMaster(key string, partition, balance int, reason strin
 		d.Partitions = append(d.Partitions, Partition{})
 	}
 	d.Partitions[partition].Epoch++
+	d.Partitions[partition].Owed = false
 	if held, lsn := w.holds(*d.node(key)); held == partition {
 		// The state was lost, and an operator makes up the next one.
 		d.Partitions[partition].Epoch = max(d.Partitions[partition].Epoch, lsn.Epoch+1)
@@ -90,15 +94,48 @@ func (w *work) down(key, reason string, gone bool) {
 			w.event(true, ReasonMasterDown, "%s, master of partition %d, is down (%s), and no replica is in sync: the partition takes no writes until it returns", key, n.Partition, reason)
 			return
 		}
-		balance := w.s.Durable.node(next).Balance
-		if w.slaveBalance(n.Partition) == 0 {
-			balance = 1
+		if r := w.frozen(); r.Reason != "" && reason != ReasonOperator {
+			w.set(key, reason, dead)
+			w.s.Durable.Partitions[n.Partition].Owed = true
+			text := fmt.Sprintf("%s, master of partition %d, is down (%s), and %s does not take its place: %s", key, n.Partition, reason, next, r.Message)
+			w.event(true, r.Reason, "%s", text)
+			w.emit(Refused{Action: "failover", Reason: r.Reason, Message: text})
+			return
 		}
 		w.set(key, reason, func(n *Node) { clearDuty(n); dead(n) })
-		w.makeActiveMaster(next, n.Partition, balance, ReasonFailover)
-		w.s.Prior = append(w.s.Prior, next)
-		w.event(true, ReasonFailover, "%s, master of partition %d, is down (%s); %s took its place in epoch %d",
-			key, n.Partition, reason, next, w.s.Durable.epoch(n.Partition))
+		w.succeed(key, n.Partition, reason, next)
+	}
+}
+
+// succeed puts a replica in sync in the place of a master that is down and has no
+// duty any more.
+func (w *work) succeed(dead string, partition int, reason, next string) {
+	balance := w.s.Durable.node(next).Balance
+	if w.slaveBalance(partition) == 0 {
+		balance = 1
+	}
+	w.makeActiveMaster(next, partition, balance, ReasonFailover)
+	w.s.Prior = append(w.s.Prior, next)
+	w.event(true, ReasonFailover, "%s, master of partition %d, is down (%s); %s took its place in epoch %d",
+		dead, partition, reason, next, w.s.Durable.epoch(partition))
+}
+
+// payOwed makes the failovers that were held back, when roles may change again.
+func (w *work) payOwed() {
+	d := &w.s.Durable
+	for p := range d.Partitions {
+		if !d.Partitions[p].Owed || w.frozen().Reason != "" {
+			continue
+		}
+		i := slices.IndexFunc(d.Nodes, func(n Node) bool { return n.Role == topology.Master && n.Partition == p && !n.up() })
+		if i < 0 {
+			continue
+		}
+		dead := d.Nodes[i]
+		if next := w.successor(dead); next != "" {
+			w.set(dead.Key(), ReasonFailover, clearDuty)
+			w.succeed(dead.Key(), p, dead.DownReason, next)
+		}
 	}
 }
 

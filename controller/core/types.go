@@ -106,6 +106,11 @@ type Command struct {
 	Target     string
 	TargetPort int
 
+	// AllowDataLoss: role, state and force may lose what was acknowledged.
+	AllowDataLoss bool
+	Note          string // why, in an operator's words: pause, override, force
+	Seconds       int    // override
+
 	Hello Hello // hello
 }
 
@@ -122,6 +127,10 @@ const (
 	VerbHandover Verb = "handover"
 	VerbRemove   Verb = "remove"
 	VerbShutdown Verb = "shutdown"
+	VerbForce    Verb = "force"    // makes a node the master of a partition that has none
+	VerbPause    Verb = "pause"    // no roles change by themselves
+	VerbResume   Verb = "resume"   // ends a pause
+	VerbOverride Verb = "override" // roles change though the breaker is open
 )
 
 // Hello is what an extended node says about itself when it registers.
@@ -176,9 +185,10 @@ type Persist struct{ Durable Durable }
 
 // Reply answers a command.
 type Reply struct {
-	ID    uint64
-	Err   string          // text after SERVER_ERROR; empty for success
-	Nodes []topology.Node // success of add: the list; nil otherwise (plain OK)
+	ID     uint64
+	Err    string          // text after SERVER_ERROR; empty for success
+	Reason string          // why it is refused, machine-readable; empty for success
+	Nodes  []topology.Node // success of add: the list; nil otherwise (plain OK)
 }
 
 // Broadcast asks to send a map to every node in it. A later Broadcast replaces
@@ -257,7 +267,15 @@ type Decision struct {
 	Version uint64 // of the map that will show it
 }
 
+// Refused tells that something that was due is not done, for the log and the metrics.
+type Refused struct {
+	Action  string // failover, assign
+	Reason  string // machine-readable
+	Message string
+}
+
 func (Persist) effect()     {}
+func (Refused) effect()     {}
 func (Reply) effect()       {}
 func (Broadcast) effect()   {}
 func (WriteConfig) effect() {}
@@ -276,6 +294,7 @@ type Spec struct {
 	Replicas   int // nodes per partition, master included
 	Meta       topology.Meta
 	Config     string // text of the options file
+	Failover   FailoverPolicy
 }
 
 // Members are the nodes that are expected to exist.
@@ -357,4 +376,8 @@ const (
 	ConditionProgressing   = "Progressing"
 	ConditionDegraded      = "Degraded"
 	ConditionConfigApplied = "ConfigApplied"
+	ConditionBreakerOpen   = "BreakerOpen"
+	ConditionPaused        = "Paused"
+
+	ConditionPartitionReductionRefused = "PartitionReductionRefused"
 )

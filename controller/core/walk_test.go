@@ -41,6 +41,8 @@ func TestRandomWalk(t *testing.T) {
 			"hand over again": w.handOverAgain,
 			"late command":    w.late,
 			"operator":        w.operate,
+			"pause":           w.pause,
+			"override":        w.override,
 			"settle":          w.settle,
 			"fail persist":    w.failPersist,
 			"restart":         w.restart,
@@ -118,8 +120,27 @@ func newWorld(t *rapid.T) *world {
 	}
 	w.input(Tick{Now: w.now})
 	w.input(SpecChanged{Spec: Spec{Generation: 1, Partitions: rapid.IntRange(1, 2).Draw(t, "partitions"),
-		Replicas: rapid.IntRange(1, 3).Draw(t, "replicas"), Meta: topology.DefaultMeta(), Config: "x"}})
+		Replicas: rapid.IntRange(1, 3).Draw(t, "replicas"), Meta: topology.DefaultMeta(), Config: "x", Failover: drawPolicy(t)}})
 	return w
+}
+
+func drawPolicy(t *rapid.T) FailoverPolicy {
+	return FailoverPolicy{
+		MinUp:    rapid.SampledFrom([]int{0, Million / 2, Million * 3 / 4, Million}).Draw(t, "min up"),
+		HoldZone: rapid.Bool().Draw(t, "hold zone"),
+		Grace:    rapid.SampledFrom([]int64{0, 10_000, 120_000}).Draw(t, "grace"),
+		Paused:   rapid.IntRange(0, 5).Draw(t, "paused") == 0,
+	}
+}
+
+// pause lets an operator pause the cluster, or end that.
+func (w *world) pause(t *rapid.T) {
+	w.do(Command{Verb: rapid.SampledFrom([]Verb{VerbPause, VerbResume}).Draw(t, "verb"), Note: rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "note")}, nil)
+}
+
+// override lets an operator allow what the breaker does not.
+func (w *world) override(t *rapid.T) {
+	w.do(Command{Verb: VerbOverride, Seconds: rapid.SampledFrom([]int{-1, 0, 1, 60}).Draw(t, "seconds")}, nil)
 }
 
 // input takes one step; effects that have results stay pending until settled.
@@ -559,8 +580,9 @@ func (w *world) late(*rapid.T) {
 func (w *world) operate(t *rapid.T) {
 	n := w.pick(t)
 	w.plain = false
-	verb := rapid.SampledFrom([]Verb{VerbRole, VerbState, VerbRemove}).Draw(t, "verb")
+	verb := rapid.SampledFrom([]Verb{VerbRole, VerbState, VerbRemove, VerbForce}).Draw(t, "verb")
 	c := w.command(n.key, verb)
+	c.AllowDataLoss = rapid.Bool().Draw(t, "allow data loss")
 	c.Role = rapid.SampledFrom([]topology.Role{topology.Master, topology.Slave, topology.Proxy}).Draw(t, "role")
 	c.State = rapid.SampledFrom([]topology.State{topology.Active, topology.Prepare, topology.Down, topology.Ready}).Draw(t, "state")
 	c.Balance = rapid.IntRange(-1, 3).Draw(t, "balance")
@@ -633,6 +655,7 @@ func (w *world) changeSpec(t *rapid.T) {
 	spec := w.state.Spec
 	spec.Generation++
 	spec.Replicas = rapid.IntRange(1, 3).Draw(t, "replicas")
+	spec.Failover = drawPolicy(t)
 	if rapid.IntRange(0, 4).Draw(t, "repartition") == 0 {
 		spec.Partitions = rapid.IntRange(1, 3).Draw(t, "partitions")
 	}
@@ -690,14 +713,18 @@ func (w *world) calm() {
 		n.reach, n.frozen = true, false
 	}
 	quiet, version := 0, w.state.Saved.Version
-	for range 240 {
+	w.do(Command{Verb: VerbResume}, nil)
+	spec := w.state.Spec
+	spec.Failover.Paused = false
+	w.input(SpecChanged{Spec: spec})
+	for range 240 + breakerSettleMax/1000 {
 		m := Members{Known: true, Count: w.state.wantedNodes()}
 		for i, n := range w.nodes {
 			m.List = append(m.List, Member{Key: n.key, Ordinal: i, Exists: true, Zone: "x"})
 		}
 		w.input(MembersChanged{Members: m})
 		w.second(true)
-		if v := w.state.Saved.Version; v == version {
+		if v := w.state.Saved.Version; v == version && w.state.frozen(&w.state.Durable).Reason == "" {
 			quiet++
 		} else {
 			quiet, version = 0, v
@@ -707,7 +734,7 @@ func (w *world) calm() {
 		}
 	}
 	if quiet < 36 {
-		w.t.Fatalf("the map still changes after four minutes of calm: version %d\n%s", version, w.show())
+		w.t.Fatalf("the map still changes, or no role may, after nine minutes of calm: version %d, %+v\n%s", version, w.state.Durable.Safety, w.show())
 	}
 	if len(w.state.Replies) > 0 || w.state.Saving.Seq != 0 || w.state.Machine.Step != StepDone {
 		w.t.Fatalf("not at rest: %d replies, saving %d, machine %s", len(w.state.Replies), w.state.Saving.Seq, w.state.Machine.Step)

@@ -308,7 +308,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, req *text.Request) []by
 	reply, err := s.cfg.Cluster.Do(ctx, core.Command{
 		Verb: verb, Name: n.Name, Port: n.Port, Role: n.Role, Balance: n.Balance, Partition: n.Partition,
 		State: n.State, Epoch: n.Epoch, Session: n.Session, HasSession: n.HasSession,
-		Target: n.Target, TargetPort: n.TargetPort,
+		Target: n.Target, TargetPort: n.TargetPort, AllowDataLoss: n.AllowDataLoss,
 		Hello: core.Hello{Instance: n.Instance, Partition: n.Partition, LSN: n.Position, History: n.History},
 	})
 	switch {

@@ -49,17 +49,24 @@ type Runtime struct {
 	cfg    Config
 	log    *slog.Logger
 	inputs chan core.Input
+	asks   chan chan<- core.State // of Snapshot
 
 	stopped chan struct{} // closed when Run has ended
 
 	mu      sync.Mutex
 	nextID  uint64
-	waiting map[uint64]chan core.Reply
+	waiting map[uint64]*waiter
 	topo    Topology
 	changed chan struct{} // closed and replaced when topo changes
 
 	events chan core.Event
 	loaded chan struct{} // closed when the durable state has been loaded
+}
+
+// waiter is somebody who waits for the reply to a command.
+type waiter struct {
+	reply   chan core.Reply
+	outcome core.Outcome // what the command's step decided; guarded by Runtime.mu
 }
 
 // Topology is what the controller knows and may show: the durable map and what
@@ -100,8 +107,9 @@ func New(cfg Config) *Runtime {
 		cfg:     cfg,
 		log:     cfg.Logger,
 		inputs:  make(chan core.Input, 1024),
+		asks:    make(chan chan<- core.State),
 		stopped: make(chan struct{}),
-		waiting: map[uint64]chan core.Reply{},
+		waiting: map[uint64]*waiter{},
 		changed: make(chan struct{}),
 		events:  make(chan core.Event, 256),
 		loaded:  make(chan struct{}),
@@ -161,14 +169,21 @@ func (r *Runtime) Run(ctx context.Context) error {
 		}
 		r.trace(in, state, effects)
 		r.publish(state)
+		if c, ok := in.(core.Command); ok {
+			r.note(c.ID, effects)
+		}
 		exec(effects)
 
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case in = <-r.inputs:
-		case <-tick.C:
-			in = core.Tick{Now: now()}
+		for in = nil; in == nil; {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case in = <-r.inputs:
+			case <-tick.C:
+				in = core.Tick{Now: now()}
+			case ask := <-r.asks:
+				ask <- state.Clone()
+			}
 		}
 		if report, ok := in.(core.AgentReport); ok {
 			report.Now = now()
@@ -252,6 +267,8 @@ func (r *Runtime) trace(in core.Input, state core.State, effects []core.Effect) 
 		case core.Decision:
 			r.log.Info("decision", "input", core.Describe(in), "reason", e.Reason, "node", e.Node,
 				"old", e.Old, "new", e.New, "map_version", e.Version)
+		case core.Refused:
+			r.log.Warn("refused", "input", core.Describe(in), "action", e.Action, "reason", e.Reason, "message", e.Message, "map_version", state.Durable.Version)
 		case core.Event:
 			r.log.Info("event", "input", core.Describe(in), "reason", e.Reason, "message", e.Message, "map_version", state.Durable.Version)
 		}
@@ -269,11 +286,17 @@ func (r *Runtime) Observe(in core.Input) {
 
 // Do hands a command to the core and waits for its reply. The ID is set here.
 func (r *Runtime) Do(ctx context.Context, cmd core.Command) (core.Reply, error) {
-	ch := make(chan core.Reply, 1)
+	o, err := r.Apply(ctx, cmd)
+	return o.Reply, err
+}
+
+// Apply is Do, and tells besides what was decided at once.
+func (r *Runtime) Apply(ctx context.Context, cmd core.Command) (core.Outcome, error) {
+	w := &waiter{reply: make(chan core.Reply, 1)}
 	r.mu.Lock()
 	r.nextID++
 	cmd.ID = r.nextID
-	r.waiting[cmd.ID] = ch
+	r.waiting[cmd.ID] = w
 	r.mu.Unlock()
 	defer func() {
 		r.mu.Lock()
@@ -283,25 +306,61 @@ func (r *Runtime) Do(ctx context.Context, cmd core.Command) (core.Reply, error) 
 	select {
 	case r.inputs <- cmd:
 	case <-r.stopped:
-		return core.Reply{}, ErrStopped
+		return core.Outcome{}, ErrStopped
 	case <-ctx.Done():
-		return core.Reply{}, ctx.Err()
+		return core.Outcome{}, ctx.Err()
 	}
 	select {
-	case reply := <-ch:
-		return reply, nil
+	case reply := <-w.reply:
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		w.outcome.Reply = reply
+		return w.outcome, nil
 	case <-r.stopped:
-		return core.Reply{}, ErrStopped
+		return core.Outcome{}, ErrStopped
 	case <-ctx.Done():
-		return core.Reply{}, ctx.Err()
+		return core.Outcome{}, ctx.Err()
 	}
+}
+
+// note keeps what a command's step decided for who waits for it.
+func (r *Runtime) note(id uint64, effects []core.Effect) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w := r.waiting[id]; w != nil {
+		w.outcome.Take(effects)
+	}
+}
+
+// Snapshot returns a copy of the core's state, to try things on. It has what others
+// may not see yet, and must not leave the controller as it is.
+func (r *Runtime) Snapshot(ctx context.Context) (core.State, error) {
+	answer := make(chan core.State, 1)
+	select {
+	case r.asks <- answer:
+		return <-answer, nil
+	case <-r.stopped:
+		return core.State{}, ErrStopped
+	case <-ctx.Done():
+		return core.State{}, ctx.Err()
+	}
+}
+
+// Try tells what a command would bring about now, or why it would be refused.
+// Nothing is done.
+func (r *Runtime) Try(ctx context.Context, cmd core.Command) (core.Outcome, error) {
+	state, err := r.Snapshot(ctx)
+	if err != nil {
+		return core.Outcome{}, err
+	}
+	return core.Try(state, cmd), nil
 }
 
 func (r *Runtime) reply(reply core.Reply) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ch := r.waiting[reply.ID]; ch != nil {
-		ch <- reply
+	if w := r.waiting[reply.ID]; w != nil {
+		w.reply <- reply
 		delete(r.waiting, reply.ID)
 	}
 }

@@ -1,6 +1,8 @@
 package runtime
 
 import (
+	"math"
+
 	v1 "github.com/flarekv/flare/controller/api/v1"
 	"github.com/flarekv/flare/controller/core"
 	"github.com/flarekv/flare/proto/topology"
@@ -20,5 +22,11 @@ func SpecOf(spec v1.FlareClusterSpec, generation int64) core.Spec {
 		Replicas:   int(s.Replicas),
 		Meta:       meta,
 		Config:     v1.RenderConfig(s),
+		Failover: core.FailoverPolicy{
+			MinUp:    core.Million - int(math.Round(*s.Failover.MaxDownFraction*core.Million)),
+			HoldZone: s.Failover.OnZoneLoss == v1.ZoneLossHold,
+			Grace:    int64(*s.Failover.GraceSeconds) * 1000,
+			Paused:   s.Paused,
+		},
 	}
 }

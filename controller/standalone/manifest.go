@@ -67,6 +67,7 @@ func validate(s *v1.FlareClusterSpec) error {
 		{"replicas", int64(s.Replicas), 1, 8},
 		{"partitionSize", int64(s.PartitionSize), 2, 4096},
 		{"replication.minInSync", int64(s.Replication.MinInSync), 1, int64(s.Replicas)},
+		{"failover.graceSeconds", int64(*s.Failover.GraceSeconds), 0, 3600},
 		{"rocksdb.walTtlSeconds", *r.WALTTLSeconds, 1, 31536000},
 		{"rocksdb.walSizeLimitMb", *r.WALSizeLimitMB, 0, 16777216},
 		{"rocksdb.resyncFailureThreshold", int64(*r.ResyncFailureThreshold), 1, 1000},
@@ -77,6 +78,12 @@ func validate(s *v1.FlareClusterSpec) error {
 		if f.value < f.low || f.value > f.high {
 			return fmt.Errorf("spec.%s is %d: want %d to %d", f.name, f.value, f.low, f.high)
 		}
+	}
+	if f := *s.Failover.MaxDownFraction; !(f >= 0 && f <= 1) {
+		return fmt.Errorf("spec.failover.maxDownFraction is %v: want 0 to 1", f)
+	}
+	if p := s.Failover.OnZoneLoss; p != v1.ZoneLossFailover && p != v1.ZoneLossHold {
+		return fmt.Errorf("spec.failover.onZoneLoss is %q: want %q or %q", p, v1.ZoneLossFailover, v1.ZoneLossHold)
 	}
 	if len(r.Options) > 64 {
 		return fmt.Errorf("spec.rocksdb.options has %d entries: want at most 64", len(r.Options))

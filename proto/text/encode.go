@@ -134,9 +134,14 @@ func appendNodeArgs(dst []byte, req *Request) []byte {
 	case CmdNodeRole:
 		dst = appendWord(dst, n.Role.String())
 		dst = appendInt(appendInt(dst, int64(n.Balance)), int64(n.Partition))
+		if n.AllowDataLoss {
+			dst = appendWord(dst, allowDataLoss)
+		}
 	case CmdNodeState:
 		dst = appendWord(dst, n.State.String())
-		if n.HasSession && n.State == topology.Active {
+		if n.AllowDataLoss && n.State == topology.Active {
+			dst = appendWord(dst, allowDataLoss)
+		} else if n.HasSession && n.State == topology.Active {
 			dst = appendUint(appendUint(dst, n.Epoch), n.Session)
 		}
 	case CmdNodeHandover:

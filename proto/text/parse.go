@@ -523,7 +523,10 @@ func (p *parser) nodeCommand() *ProtocolError {
 	return p.end()
 }
 
-// role reads: role [balance [partition]]
+// allowDataLoss is the word by which an operator accepts a loss.
+const allowDataLoss = "allow_data_loss"
+
+// role reads: role [balance [partition [allow_data_loss]]]
 func (p *parser) role() *ProtocolError {
 	n := &p.req.Node
 	role, err := topology.ParseRole(string(p.word()))
@@ -533,10 +536,11 @@ func (p *parser) role() *ProtocolError {
 		return refuse(ReasonBadArguments)
 	}
 	n.Role, n.Balance, n.Partition = role, int(balance), int(partition)
+	n.AllowDataLoss = string(p.word()) == allowDataLoss
 	return nil
 }
 
-// state reads: state [epoch session], the numbers only with active
+// state reads: state [epoch session | allow_data_loss], both only with active
 func (p *parser) state() *ProtocolError {
 	n := &p.req.Node
 	state, err := topology.ParseState(string(p.word()))
@@ -544,6 +548,10 @@ func (p *parser) state() *ProtocolError {
 		return refuse(ReasonBadArguments)
 	}
 	n.State = state
+	if ahead := *p; string(ahead.word()) == allowDataLoss && state == topology.Active {
+		*p, n.AllowDataLoss = ahead, true
+		return nil
+	}
 	if state == topology.Active && !p.done() && !p.session() {
 		return refuse(ReasonBadArguments)
 	}

@@ -456,7 +456,9 @@ func TestRequestRoundTrip(t *testing.T) {
 		{Command: CmdReplicate, Replicate: Replicate{Self: "n:1"}},
 		{Command: CmdNodeAdd, Node: node}, {Command: CmdNodeRemove, Node: node}, {Command: CmdShutdown, Node: node},
 		{Command: CmdNodeRole, Node: with(func(n *NodeArgs) { n.Role, n.Partition = topology.Proxy, -1 })},
+		{Command: CmdNodeRole, Node: with(func(n *NodeArgs) { n.Balance, n.AllowDataLoss = 1, true })},
 		{Command: CmdNodeState, Node: with(func(n *NodeArgs) { n.State = topology.Ready })},
+		{Command: CmdNodeState, Node: with(func(n *NodeArgs) { n.AllowDataLoss = true })},
 		{Command: CmdNodeState, Node: with(func(n *NodeArgs) { n.Epoch, n.Session, n.HasSession = 1, 2, true })},
 		{Command: CmdNodeBehind, Node: with(func(n *NodeArgs) { n.Epoch, n.Session, n.HasSession = 1, 2, true })},
 		{Command: CmdNodeHandover, Node: with(func(n *NodeArgs) {

@@ -93,6 +93,9 @@ type NodeArgs struct {
 	Session    uint64
 	HasSession bool
 
+	// AllowDataLoss: an operator accepts that what was acknowledged may be lost (node role, node state active).
+	AllowDataLoss bool
+
 	// What a node says about itself with node hello.
 	Instance string       // hexadecimal number of this process, chosen by it
 	History  string       // id of its data's history, "" for none

@@ -13,6 +13,15 @@ const (
 	// ConditionConfigApplied is true when every node has every option of the
 	// spec in force.
 	ConditionConfigApplied = "ConfigApplied"
+	// ConditionBreakerOpen is true while too many nodes are lost for roles to change
+	// by themselves, and for a while after enough are back.
+	ConditionBreakerOpen = "BreakerOpen"
+	// ConditionPaused is true while the spec or an operator wants no roles to change
+	// by themselves.
+	ConditionPaused = "Paused"
+	// ConditionPartitionReductionRefused is true while fewer partitions are asked for
+	// than there are.
+	ConditionPartitionReductionRefused = "PartitionReductionRefused"
 )
 
 // Reasons of the conditions. They are part of the API: they do not change their
@@ -65,6 +74,24 @@ const (
 	ReasonMetaChange = "meta_change_unsupported"
 	// ReasonSpecInvalid: the spec cannot be acted on; the former one stays in force.
 	ReasonSpecInvalid = "spec_invalid"
+
+	// ReasonBreakerClosed: roles change by themselves where they have to.
+	ReasonBreakerClosed = "breaker_closed"
+	// ReasonBreakerOpen: more nodes are lost than failover.maxDownFraction allows.
+	ReasonBreakerOpen = "breaker_open"
+	// ReasonBreakerHalfOpen: enough nodes are back, and it must stay so for a while.
+	ReasonBreakerHalfOpen = "breaker_half_open"
+	// ReasonBreakerOverridden: an operator lets roles change in spite of the breaker.
+	ReasonBreakerOverridden = "breaker_overridden"
+	// ReasonZoneLost: no node of a zone is left. With failover.onZoneLoss: hold that
+	// opens the breaker.
+	ReasonZoneLost = "zone_lost"
+	// ReasonPaused: an operator has paused the cluster.
+	ReasonPaused = "paused"
+	// ReasonPausedBySpec: spec.paused is true.
+	ReasonPausedBySpec = "paused_by_spec"
+	// ReasonNotPaused: neither.
+	ReasonNotPaused = "not_paused"
 
 	// ReasonPersistFailed: the node map could not be saved; no role changes.
 	ReasonPersistFailed = "persist_failed"

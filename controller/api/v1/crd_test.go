@@ -88,8 +88,8 @@ func TestSchemaDefaultsEqualGoDefaults(t *testing.T) {
 		}
 	}
 	walk("spec", loadSchema(t).Properties["spec"], byGo)
-	if checked != 10 {
-		t.Errorf("%d defaults compared, want 10", checked)
+	if checked != 13 {
+		t.Errorf("%d defaults compared, want 13", checked)
 	}
 }
 

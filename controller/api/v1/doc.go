@@ -12,5 +12,5 @@
 // +groupName=flarekv.io
 package v1
 
-//go:generate ../../../build/bin/controller-gen object crd paths=. output:crd:dir=.
+//go:generate ../../../build/bin/controller-gen object crd:allowDangerousTypes=true paths=. output:crd:dir=.
 //go:generate cp flarekv.io_flareclusters.yaml ../../../charts/flare/crds/flareclusters.yaml

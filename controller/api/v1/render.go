@@ -13,6 +13,8 @@ import (
 const (
 	DefaultPartitionSize          = 1024
 	DefaultMinInSync              = 1
+	DefaultMaxDownFraction        = 0.5
+	DefaultGraceSeconds           = 120
 	DefaultWALTTLSeconds          = 10800
 	DefaultWALSizeLimitMB         = 0
 	DefaultSyncWrites             = false
@@ -36,6 +38,12 @@ func (s *FlareClusterSpec) Default() {
 	if s.Replication.MinInSync == 0 {
 		s.Replication.MinInSync = DefaultMinInSync
 	}
+	f := &s.Failover
+	orElse(&f.MaxDownFraction, DefaultMaxDownFraction)
+	if f.OnZoneLoss == "" {
+		f.OnZoneLoss = ZoneLossFailover
+	}
+	orElse(&f.GraceSeconds, DefaultGraceSeconds)
 	r := &s.RocksDB
 	orElse(&r.WALTTLSeconds, DefaultWALTTLSeconds)
 	orElse(&r.WALSizeLimitMB, DefaultWALSizeLimitMB)

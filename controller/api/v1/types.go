@@ -75,6 +75,17 @@ type FlareClusterSpec struct {
 	// +optional
 	Replication ReplicationSpec `json:"replication,omitempty"`
 
+	// When roles change by themselves, and when they do not.
+	// +kubebuilder:default={}
+	// +optional
+	Failover FailoverSpec `json:"failover,omitempty"`
+
+	// Whether to leave every node its role: nobody is promoted, and no node is given or
+	// relieved of a duty. The map is still served, clients and replication go on, and
+	// options are still applied; a master that hands over may do so.
+	// +optional
+	Paused bool `json:"paused,omitempty"`
+
 	// Storage options of the nodes. They take effect without a restart; some of
 	// options do so at the next one.
 	// +kubebuilder:default={}
@@ -113,6 +124,46 @@ type ReplicationSpec struct {
 	// +kubebuilder:validation:Maximum=8
 	// +optional
 	MinInSync int32 `json:"minInSync,omitempty"`
+}
+
+// ZoneLossPolicy tells what becomes of the roles of a zone that is lost as a whole.
+//
+// +kubebuilder:validation:Enum=failover;hold
+type ZoneLossPolicy string
+
+// The policies.
+const (
+	// ZoneLossFailover lets replicas in sync in other zones take over.
+	ZoneLossFailover ZoneLossPolicy = "failover"
+	// ZoneLossHold changes no roles: somebody has to look at it first.
+	ZoneLossHold ZoneLossPolicy = "hold"
+)
+
+// FailoverSpec tells when roles change by themselves, and when they do not.
+type FailoverSpec struct {
+	// Part of the nodes that may be lost at once. More opens the circuit breaker: no
+	// role changes (condition BreakerOpen) until enough nodes are back, or an operator
+	// overrides it. 0.5 lets one of two zones be lost; 1 switches the breaker off.
+	// +kubebuilder:default=0.5
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1
+	// +optional
+	MaxDownFraction *float64 `json:"maxDownFraction,omitempty"`
+
+	// What the loss of a whole zone (of two nodes or more) does: failover lets replicas
+	// in sync elsewhere take over, hold opens the breaker.
+	// +kubebuilder:default=failover
+	// +optional
+	OnZoneLoss ZoneLossPolicy `json:"onZoneLoss,omitempty"`
+
+	// Seconds after the controller's start, or a change of the leader, in which nobody
+	// is declared dead for silence or failed pings. It is over as soon as every node was
+	// heard of. What a node's own agent or Kubernetes says counts at once.
+	// +kubebuilder:default=120
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=3600
+	// +optional
+	GraceSeconds *int32 `json:"graceSeconds,omitempty"`
 }
 
 // RocksDBSpec holds the storage options. An absent field takes its default.
@@ -223,7 +274,8 @@ type FlareClusterStatus struct {
 	// +listMapKey=partition
 	Partitions []PartitionStatus `json:"partitions,omitempty"`
 
-	// Ready, Progressing, Degraded, ConfigApplied.
+	// Ready, Progressing, Degraded, ConfigApplied, BreakerOpen, Paused,
+	// PartitionReductionRefused.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

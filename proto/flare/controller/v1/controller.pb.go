@@ -302,7 +302,9 @@ type Topology struct {
 	// One entry a partition, by number.
 	Partitions []*PartitionTopology `protobuf:"bytes,4,rep,name=partitions,proto3" json:"partitions,omitempty"`
 	// One entry a node, by node key.
-	Nodes         []*NodeTopology `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Nodes []*NodeTopology `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// The conditions, as in the status of the FlareCluster.
+	Conditions    []*Condition `protobuf:"bytes,10,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +370,13 @@ func (x *Topology) GetPartitions() []*PartitionTopology {
 func (x *Topology) GetNodes() []*NodeTopology {
 	if x != nil {
 		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Topology) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
 	}
 	return nil
 }
@@ -576,7 +585,7 @@ var File_flare_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\"D\n" +
+	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a\"flare/controller/v1/override.proto\"D\n" +
 	"\rAttachRequest\x123\n" +
 	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"c\n" +
 	"\x0eAttachResponse\x12\x1f\n" +
@@ -588,7 +597,7 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\x16\n" +
 	"\x14WatchTopologyRequest\"R\n" +
 	"\x15WatchTopologyResponse\x129\n" +
-	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\x82\x02\n" +
+	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\xc2\x02\n" +
 	"\bTopology\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x12+\n" +
@@ -597,7 +606,11 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"partitions\x18\x04 \x03(\v2&.flare.controller.v1.PartitionTopologyR\n" +
 	"partitions\x127\n" +
-	"\x05nodes\x18\x05 \x03(\v2!.flare.controller.v1.NodeTopologyR\x05nodes\"\xcb\x01\n" +
+	"\x05nodes\x18\x05 \x03(\v2!.flare.controller.v1.NodeTopologyR\x05nodes\x12>\n" +
+	"\n" +
+	"conditions\x18\n" +
+	" \x03(\v2\x1e.flare.controller.v1.ConditionR\n" +
+	"conditions\"\xcb\x01\n" +
 	"\x11PartitionTopology\x12!\n" +
 	"\tpartition\x18\x01 \x01(\rH\x00R\tpartition\x88\x01\x01\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -620,10 +633,17 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"_partition2i\n" +
 	"\x10AgentLinkService\x12U\n" +
-	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\xdf\x01\n" +
+	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\x96\x06\n" +
 	"\x11ControllerService\x12`\n" +
 	"\vGetTopology\x12'.flare.controller.v1.GetTopologyRequest\x1a(.flare.controller.v1.GetTopologyResponse\x12h\n" +
-	"\rWatchTopology\x12).flare.controller.v1.WatchTopologyRequest\x1a*.flare.controller.v1.WatchTopologyResponse0\x01BAZ?github.com/flarekv/flare/proto/flare/controller/v1;controllerv1b\x06proto3"
+	"\rWatchTopology\x12).flare.controller.v1.WatchTopologyRequest\x1a*.flare.controller.v1.WatchTopologyResponse0\x01\x12c\n" +
+	"\fSetNodeState\x12(.flare.controller.v1.SetNodeStateRequest\x1a).flare.controller.v1.SetNodeStateResponse\x12]\n" +
+	"\n" +
+	"SetBalance\x12&.flare.controller.v1.SetBalanceRequest\x1a'.flare.controller.v1.SetBalanceResponse\x12`\n" +
+	"\vForceMaster\x12'.flare.controller.v1.ForceMasterRequest\x1a(.flare.controller.v1.ForceMasterResponse\x12N\n" +
+	"\x05Pause\x12!.flare.controller.v1.PauseRequest\x1a\".flare.controller.v1.PauseResponse\x12Q\n" +
+	"\x06Resume\x12\".flare.controller.v1.ResumeRequest\x1a#.flare.controller.v1.ResumeResponse\x12l\n" +
+	"\x0fOverrideBreaker\x12+.flare.controller.v1.OverrideBreakerRequest\x1a,.flare.controller.v1.OverrideBreakerResponseBAZ?github.com/flarekv/flare/proto/flare/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_flare_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -639,20 +659,33 @@ func file_flare_controller_v1_controller_proto_rawDescGZIP() []byte {
 
 var file_flare_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_flare_controller_v1_controller_proto_goTypes = []any{
-	(*AttachRequest)(nil),         // 0: flare.controller.v1.AttachRequest
-	(*AttachResponse)(nil),        // 1: flare.controller.v1.AttachResponse
-	(*GetTopologyRequest)(nil),    // 2: flare.controller.v1.GetTopologyRequest
-	(*GetTopologyResponse)(nil),   // 3: flare.controller.v1.GetTopologyResponse
-	(*WatchTopologyRequest)(nil),  // 4: flare.controller.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil), // 5: flare.controller.v1.WatchTopologyResponse
-	(*Topology)(nil),              // 6: flare.controller.v1.Topology
-	(*PartitionTopology)(nil),     // 7: flare.controller.v1.PartitionTopology
-	(*NodeTopology)(nil),          // 8: flare.controller.v1.NodeTopology
-	(*v1.AgentStatus)(nil),        // 9: flare.agent.v1.AgentStatus
-	(*v1.LeaseGrant)(nil),         // 10: flare.agent.v1.LeaseGrant
-	(v1.Role)(0),                  // 11: flare.agent.v1.Role
-	(v1.State)(0),                 // 12: flare.agent.v1.State
-	(*v1.Lsn)(nil),                // 13: flare.agent.v1.Lsn
+	(*AttachRequest)(nil),           // 0: flare.controller.v1.AttachRequest
+	(*AttachResponse)(nil),          // 1: flare.controller.v1.AttachResponse
+	(*GetTopologyRequest)(nil),      // 2: flare.controller.v1.GetTopologyRequest
+	(*GetTopologyResponse)(nil),     // 3: flare.controller.v1.GetTopologyResponse
+	(*WatchTopologyRequest)(nil),    // 4: flare.controller.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil),   // 5: flare.controller.v1.WatchTopologyResponse
+	(*Topology)(nil),                // 6: flare.controller.v1.Topology
+	(*PartitionTopology)(nil),       // 7: flare.controller.v1.PartitionTopology
+	(*NodeTopology)(nil),            // 8: flare.controller.v1.NodeTopology
+	(*v1.AgentStatus)(nil),          // 9: flare.agent.v1.AgentStatus
+	(*v1.LeaseGrant)(nil),           // 10: flare.agent.v1.LeaseGrant
+	(*Condition)(nil),               // 11: flare.controller.v1.Condition
+	(v1.Role)(0),                    // 12: flare.agent.v1.Role
+	(v1.State)(0),                   // 13: flare.agent.v1.State
+	(*v1.Lsn)(nil),                  // 14: flare.agent.v1.Lsn
+	(*SetNodeStateRequest)(nil),     // 15: flare.controller.v1.SetNodeStateRequest
+	(*SetBalanceRequest)(nil),       // 16: flare.controller.v1.SetBalanceRequest
+	(*ForceMasterRequest)(nil),      // 17: flare.controller.v1.ForceMasterRequest
+	(*PauseRequest)(nil),            // 18: flare.controller.v1.PauseRequest
+	(*ResumeRequest)(nil),           // 19: flare.controller.v1.ResumeRequest
+	(*OverrideBreakerRequest)(nil),  // 20: flare.controller.v1.OverrideBreakerRequest
+	(*SetNodeStateResponse)(nil),    // 21: flare.controller.v1.SetNodeStateResponse
+	(*SetBalanceResponse)(nil),      // 22: flare.controller.v1.SetBalanceResponse
+	(*ForceMasterResponse)(nil),     // 23: flare.controller.v1.ForceMasterResponse
+	(*PauseResponse)(nil),           // 24: flare.controller.v1.PauseResponse
+	(*ResumeResponse)(nil),          // 25: flare.controller.v1.ResumeResponse
+	(*OverrideBreakerResponse)(nil), // 26: flare.controller.v1.OverrideBreakerResponse
 }
 var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	9,  // 0: flare.controller.v1.AttachRequest.status:type_name -> flare.agent.v1.AgentStatus
@@ -661,20 +694,33 @@ var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	6,  // 3: flare.controller.v1.WatchTopologyResponse.topology:type_name -> flare.controller.v1.Topology
 	7,  // 4: flare.controller.v1.Topology.partitions:type_name -> flare.controller.v1.PartitionTopology
 	8,  // 5: flare.controller.v1.Topology.nodes:type_name -> flare.controller.v1.NodeTopology
-	11, // 6: flare.controller.v1.NodeTopology.role:type_name -> flare.agent.v1.Role
-	12, // 7: flare.controller.v1.NodeTopology.state:type_name -> flare.agent.v1.State
-	13, // 8: flare.controller.v1.NodeTopology.lsn:type_name -> flare.agent.v1.Lsn
-	0,  // 9: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
-	2,  // 10: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
-	4,  // 11: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
-	1,  // 12: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
-	3,  // 13: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
-	5,  // 14: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
-	12, // [12:15] is the sub-list for method output_type
-	9,  // [9:12] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	11, // 6: flare.controller.v1.Topology.conditions:type_name -> flare.controller.v1.Condition
+	12, // 7: flare.controller.v1.NodeTopology.role:type_name -> flare.agent.v1.Role
+	13, // 8: flare.controller.v1.NodeTopology.state:type_name -> flare.agent.v1.State
+	14, // 9: flare.controller.v1.NodeTopology.lsn:type_name -> flare.agent.v1.Lsn
+	0,  // 10: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
+	2,  // 11: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
+	4,  // 12: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
+	15, // 13: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
+	16, // 14: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
+	17, // 15: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
+	18, // 16: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
+	19, // 17: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
+	20, // 18: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
+	1,  // 19: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
+	3,  // 20: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
+	5,  // 21: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
+	21, // 22: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
+	22, // 23: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
+	23, // 24: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
+	24, // 25: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
+	25, // 26: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
+	26, // 27: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
+	19, // [19:28] is the sub-list for method output_type
+	10, // [10:19] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_flare_controller_v1_controller_proto_init() }
@@ -682,6 +728,7 @@ func file_flare_controller_v1_controller_proto_init() {
 	if File_flare_controller_v1_controller_proto != nil {
 		return
 	}
+	file_flare_controller_v1_override_proto_init()
 	file_flare_controller_v1_controller_proto_msgTypes[7].OneofWrappers = []any{}
 	file_flare_controller_v1_controller_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}

@@ -125,8 +125,14 @@ var AgentLinkService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	ControllerService_GetTopology_FullMethodName   = "/flare.controller.v1.ControllerService/GetTopology"
-	ControllerService_WatchTopology_FullMethodName = "/flare.controller.v1.ControllerService/WatchTopology"
+	ControllerService_GetTopology_FullMethodName     = "/flare.controller.v1.ControllerService/GetTopology"
+	ControllerService_WatchTopology_FullMethodName   = "/flare.controller.v1.ControllerService/WatchTopology"
+	ControllerService_SetNodeState_FullMethodName    = "/flare.controller.v1.ControllerService/SetNodeState"
+	ControllerService_SetBalance_FullMethodName      = "/flare.controller.v1.ControllerService/SetBalance"
+	ControllerService_ForceMaster_FullMethodName     = "/flare.controller.v1.ControllerService/ForceMaster"
+	ControllerService_Pause_FullMethodName           = "/flare.controller.v1.ControllerService/Pause"
+	ControllerService_Resume_FullMethodName          = "/flare.controller.v1.ControllerService/Resume"
+	ControllerService_OverrideBreaker_FullMethodName = "/flare.controller.v1.ControllerService/OverrideBreaker"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -139,6 +145,30 @@ type ControllerServiceClient interface {
 	GetTopology(ctx context.Context, in *GetTopologyRequest, opts ...grpc.CallOption) (*GetTopologyResponse, error)
 	// WatchTopology sends the topology at once and then after each change.
 	WatchTopology(ctx context.Context, in *WatchTopologyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTopologyResponse], error)
+	// SetNodeState is node state of the index protocol: it takes a node down, or tells
+	// that a filled one is ready or active. Refusals: no_such_node, bad_state,
+	// not_preparing, not_ready, bad_partition, grant_required (only its master knows
+	// whether a replica is in sync), data_loss.
+	SetNodeState(ctx context.Context, in *SetNodeStateRequest, opts ...grpc.CallOption) (*SetNodeStateResponse, error)
+	// SetBalance changes a node's share of reads. Refusals: no_such_node, node_down,
+	// no_duty, bad_balance (nobody of the partition would be read), not_active.
+	SetBalance(ctx context.Context, in *SetBalanceRequest, opts ...grpc.CallOption) (*SetBalanceResponse, error)
+	// ForceMaster makes a node the master of a partition that has none: a replica in
+	// sync, or with allow_data_loss whoever is named when none is left. Refusals:
+	// no_such_node, node_down, bad_partition, has_master, is_replica (of another
+	// partition), data_loss, in_sync_replica_left (take that one), waiting_for_lease (the
+	// former master may be alive and takes writes for some seconds more), bad_note.
+	ForceMaster(ctx context.Context, in *ForceMasterRequest, opts ...grpc.CallOption) (*ForceMasterResponse, error)
+	// Pause keeps roles from changing by themselves until Resume, whoever leads. The map
+	// is served, a master may hand over, and commands of operators are carried out.
+	// Refusal: bad_note.
+	Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error)
+	// Resume ends what Pause began; without a pause it does nothing. Refusal:
+	// paused_by_spec (nobody has called Pause, and spec.paused is true).
+	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error)
+	// OverrideBreaker lets roles change for a while although too many nodes are lost.
+	// Refusals: bad_seconds, bad_note.
+	OverrideBreaker(ctx context.Context, in *OverrideBreakerRequest, opts ...grpc.CallOption) (*OverrideBreakerResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -178,6 +208,66 @@ func (c *controllerServiceClient) WatchTopology(ctx context.Context, in *WatchTo
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ControllerService_WatchTopologyClient = grpc.ServerStreamingClient[WatchTopologyResponse]
 
+func (c *controllerServiceClient) SetNodeState(ctx context.Context, in *SetNodeStateRequest, opts ...grpc.CallOption) (*SetNodeStateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetNodeStateResponse)
+	err := c.cc.Invoke(ctx, ControllerService_SetNodeState_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) SetBalance(ctx context.Context, in *SetBalanceRequest, opts ...grpc.CallOption) (*SetBalanceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetBalanceResponse)
+	err := c.cc.Invoke(ctx, ControllerService_SetBalance_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) ForceMaster(ctx context.Context, in *ForceMasterRequest, opts ...grpc.CallOption) (*ForceMasterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForceMasterResponse)
+	err := c.cc.Invoke(ctx, ControllerService_ForceMaster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Pause_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Resume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) OverrideBreaker(ctx context.Context, in *OverrideBreakerRequest, opts ...grpc.CallOption) (*OverrideBreakerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OverrideBreakerResponse)
+	err := c.cc.Invoke(ctx, ControllerService_OverrideBreaker_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -188,6 +278,30 @@ type ControllerServiceServer interface {
 	GetTopology(context.Context, *GetTopologyRequest) (*GetTopologyResponse, error)
 	// WatchTopology sends the topology at once and then after each change.
 	WatchTopology(*WatchTopologyRequest, grpc.ServerStreamingServer[WatchTopologyResponse]) error
+	// SetNodeState is node state of the index protocol: it takes a node down, or tells
+	// that a filled one is ready or active. Refusals: no_such_node, bad_state,
+	// not_preparing, not_ready, bad_partition, grant_required (only its master knows
+	// whether a replica is in sync), data_loss.
+	SetNodeState(context.Context, *SetNodeStateRequest) (*SetNodeStateResponse, error)
+	// SetBalance changes a node's share of reads. Refusals: no_such_node, node_down,
+	// no_duty, bad_balance (nobody of the partition would be read), not_active.
+	SetBalance(context.Context, *SetBalanceRequest) (*SetBalanceResponse, error)
+	// ForceMaster makes a node the master of a partition that has none: a replica in
+	// sync, or with allow_data_loss whoever is named when none is left. Refusals:
+	// no_such_node, node_down, bad_partition, has_master, is_replica (of another
+	// partition), data_loss, in_sync_replica_left (take that one), waiting_for_lease (the
+	// former master may be alive and takes writes for some seconds more), bad_note.
+	ForceMaster(context.Context, *ForceMasterRequest) (*ForceMasterResponse, error)
+	// Pause keeps roles from changing by themselves until Resume, whoever leads. The map
+	// is served, a master may hand over, and commands of operators are carried out.
+	// Refusal: bad_note.
+	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
+	// Resume ends what Pause began; without a pause it does nothing. Refusal:
+	// paused_by_spec (nobody has called Pause, and spec.paused is true).
+	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)
+	// OverrideBreaker lets roles change for a while although too many nodes are lost.
+	// Refusals: bad_seconds, bad_note.
+	OverrideBreaker(context.Context, *OverrideBreakerRequest) (*OverrideBreakerResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -203,6 +317,24 @@ func (UnimplementedControllerServiceServer) GetTopology(context.Context, *GetTop
 }
 func (UnimplementedControllerServiceServer) WatchTopology(*WatchTopologyRequest, grpc.ServerStreamingServer[WatchTopologyResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchTopology not implemented")
+}
+func (UnimplementedControllerServiceServer) SetNodeState(context.Context, *SetNodeStateRequest) (*SetNodeStateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetNodeState not implemented")
+}
+func (UnimplementedControllerServiceServer) SetBalance(context.Context, *SetBalanceRequest) (*SetBalanceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetBalance not implemented")
+}
+func (UnimplementedControllerServiceServer) ForceMaster(context.Context, *ForceMasterRequest) (*ForceMasterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForceMaster not implemented")
+}
+func (UnimplementedControllerServiceServer) Pause(context.Context, *PauseRequest) (*PauseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
+}
+func (UnimplementedControllerServiceServer) Resume(context.Context, *ResumeRequest) (*ResumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Resume not implemented")
+}
+func (UnimplementedControllerServiceServer) OverrideBreaker(context.Context, *OverrideBreakerRequest) (*OverrideBreakerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OverrideBreaker not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -254,6 +386,114 @@ func _ControllerService_WatchTopology_Handler(srv interface{}, stream grpc.Serve
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ControllerService_WatchTopologyServer = grpc.ServerStreamingServer[WatchTopologyResponse]
 
+func _ControllerService_SetNodeState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetNodeStateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).SetNodeState(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_SetNodeState_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).SetNodeState(ctx, req.(*SetNodeStateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_SetBalance_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetBalanceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).SetBalance(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_SetBalance_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).SetBalance(ctx, req.(*SetBalanceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_ForceMaster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForceMasterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).ForceMaster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_ForceMaster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).ForceMaster(ctx, req.(*ForceMasterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Pause(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Pause_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Pause(ctx, req.(*PauseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_Resume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Resume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Resume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Resume(ctx, req.(*ResumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_OverrideBreaker_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OverrideBreakerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).OverrideBreaker(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_OverrideBreaker_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).OverrideBreaker(ctx, req.(*OverrideBreakerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -264,6 +504,30 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetTopology",
 			Handler:    _ControllerService_GetTopology_Handler,
+		},
+		{
+			MethodName: "SetNodeState",
+			Handler:    _ControllerService_SetNodeState_Handler,
+		},
+		{
+			MethodName: "SetBalance",
+			Handler:    _ControllerService_SetBalance_Handler,
+		},
+		{
+			MethodName: "ForceMaster",
+			Handler:    _ControllerService_ForceMaster_Handler,
+		},
+		{
+			MethodName: "Pause",
+			Handler:    _ControllerService_Pause_Handler,
+		},
+		{
+			MethodName: "Resume",
+			Handler:    _ControllerService_Resume_Handler,
+		},
+		{
+			MethodName: "OverrideBreaker",
+			Handler:    _ControllerService_OverrideBreaker_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,194 @@
+package procs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bradfitz/gomemcache/memcache"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	controllerv1 "github.com/flarekv/flare/proto/flare/controller/v1"
+)
+
+// admin is the controller's service for people.
+func admin(t *testing.T, c *Cluster) controllerv1.ControllerServiceClient {
+	t.Helper()
+	conn, err := grpc.NewClient(c.ControllerAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return controllerv1.NewControllerServiceClient(conn)
+}
+
+// waitCondition waits until a condition is what is wanted, with a reason.
+func waitCondition(t *testing.T, c *Cluster, kind string, status bool, reason string) *controllerv1.Topology {
+	t.Helper()
+	var top *controllerv1.Topology
+	eventually(t, 60*time.Second, fmt.Sprintf("condition %s=%t (%s)", kind, status, reason), func() (err error) {
+		if top, err = c.Topology(t.Context()); err != nil {
+			return err
+		}
+		for _, x := range top.Conditions {
+			if x.Type == kind && x.Status == status && x.Reason == reason {
+				return nil
+			}
+		}
+		return fmt.Errorf("%v", top.Conditions)
+	})
+	return top
+}
+
+// TestBreaker ends two of three nodes. The third, which is in sync, does not take over
+// before an operator says so; then it does. When the others are back the breaker
+// closes by itself.
+func TestBreaker(t *testing.T) {
+	t.Parallel()
+	c := start(t, Options{Partitions: 1, Replicas: 3})
+	people := admin(t, c)
+	m := master(t, c, 0)
+	cl := client(m.Addr)
+	defer cl.Close()
+	if err := cl.Set(&memcache.Item{Key: "before", Value: []byte("v")}); err != nil {
+		t.Fatal(err)
+	}
+	var others []*Node
+	for _, n := range c.Nodes {
+		if n != m {
+			others = append(others, n)
+		}
+	}
+	others[0].Flared.Kill()
+	m.Flared.Kill()
+	top := waitCondition(t, c, "BreakerOpen", true, "breaker_open")
+	waitCondition(t, c, "Progressing", false, "breaker_open")
+	eventually(t, 20*time.Second, "the master is down and nobody took its place", func() (err error) {
+		if top, err = c.Topology(t.Context()); err == nil && top.Partitions[0].Master != "" {
+			err = errors.New(top.Partitions[0].Master)
+		}
+		return err
+	})
+	epoch := top.Partitions[0].Epoch
+	if in := top.Partitions[0].InSyncReplicas; len(in) != 1 || in[0] != others[1].Addr {
+		t.Fatalf("in sync are %v, want %s", in, others[1].Addr)
+	}
+
+	tried, err := people.OverrideBreaker(t.Context(), &controllerv1.OverrideBreakerRequest{Seconds: 60, Reason: "test", DryRun: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	promotes := false
+	for _, change := range tried.GetOutcome().GetChanges() {
+		promotes = promotes || change.Node == others[1].Addr && strings.HasPrefix(change.NewDuty, "master/active/p0")
+	}
+	if !promotes {
+		t.Errorf("a dry run tells nothing of a promotion: %v", tried)
+	}
+	if top, err = c.Topology(t.Context()); err != nil || top.Partitions[0].Epoch != epoch {
+		t.Fatalf("after a dry run: %v, %v", top, err)
+	}
+	if _, err := people.OverrideBreaker(t.Context(), &controllerv1.OverrideBreakerRequest{Seconds: 60, Reason: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	waitCondition(t, c, "BreakerOpen", true, "breaker_overridden")
+	survivor := client(others[1].Addr)
+	defer survivor.Close()
+	eventually(t, 30*time.Second, "the survivor takes writes", func() error {
+		return survivor.Set(&memcache.Item{Key: "after", Value: []byte("v")})
+	})
+	if got, err := survivor.Get("before"); err != nil || string(got.Value) != "v" {
+		t.Errorf("what was acknowledged before: %v, %v", got, err)
+	}
+	if _, err := people.OverrideBreaker(t.Context(), &controllerv1.OverrideBreakerRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	waitCondition(t, c, "BreakerOpen", true, "breaker_open")
+
+	for _, n := range []*Node{m, others[0]} {
+		if err := n.Flared.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitCondition(t, c, "BreakerOpen", false, "breaker_closed")
+	waitReady(t, c)
+}
+
+// TestPausedThenGrace pauses a cluster, ends its master, lets another controller go on,
+// and resumes. Then it cuts the master off before a controller starts: silence is no
+// evidence until the grace period is over.
+func TestPausedThenGrace(t *testing.T) {
+	t.Parallel()
+	c := start(t, Options{Partitions: 1, Replicas: 2, Spec: "  failover: {graceSeconds: 10}\n"})
+	people := admin(t, c)
+	if _, err := people.Pause(t.Context(), &controllerv1.PauseRequest{Reason: "moving the racks"}); err != nil {
+		t.Fatal(err)
+	}
+	waitCondition(t, c, "Paused", true, "paused")
+	m := master(t, c, 0)
+	m.Flared.Kill()
+	waitCondition(t, c, "Ready", false, "master_down")
+	c.Controller.Kill()
+	if err := c.Controller.Start(); err != nil {
+		t.Fatal(err)
+	}
+	top := waitCondition(t, c, "Paused", true, "paused")
+	if top.Partitions[0].Master != "" {
+		t.Errorf("%s became master although the cluster is paused", top.Partitions[0].Master)
+	}
+	eventually(t, 30*time.Second, "resumed", func() error {
+		_, err := people.Resume(t.Context(), &controllerv1.ResumeRequest{})
+		return err
+	})
+	eventually(t, 30*time.Second, "the replica takes the place that it was kept from", func() error {
+		top, err := c.Topology(t.Context())
+		if err == nil && (top.Partitions[0].Master == "" || top.Partitions[0].Master == m.Addr) {
+			err = errors.New(top.Partitions[0].Master)
+		}
+		return err
+	})
+	if err := m.Flared.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, c)
+
+	m = master(t, c, 0)
+	c.Controller.Kill()
+	for _, p := range []*Process{m.Flared, m.Agent} {
+		if err := p.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+		defer p.Thaw()
+	}
+	before, err := os.ReadFile(c.Controller.LogFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Controller.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 60*time.Second, "a new master", func() error {
+		top, err := c.Topology(t.Context())
+		if err == nil && (top.Partitions[0].Master == "" || top.Partitions[0].Master == m.Addr) {
+			err = errors.New(top.Partitions[0].Master)
+		}
+		return err
+	})
+	log, err := os.ReadFile(c.Controller.LogFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := string(log[len(before):])
+	over, failover := strings.Index(said, `"grace_over"`), strings.Index(said, `"failover"`)
+	if over < 0 || failover < over {
+		t.Errorf("grace_over is told at byte %d of the log, failover at %d: want it in this order", over, failover)
+	}
+	for _, p := range []*Process{m.Flared, m.Agent} {
+		p.Thaw()
+	}
+	waitReady(t, c)
+}
