@@ -26,6 +26,10 @@ import (
 // patience bounds every wait of a test; on a busy machine it is better long.
 const patience = 60 * time.Second
 
+// pushTimeout bounds the push of a map. Until then the index answers nobody, which
+// must not take longer than a node waits for it.
+const pushTimeout = indexReplyTimeout / 2
+
 // A testIndex is an index server that does what the test says.
 type testIndex struct {
 	t        testing.TB
@@ -255,12 +259,12 @@ func (x *testIndex) push() {
 }
 
 func (x *testIndex) pushTo(key string, m topology.Map) error {
-	nc, err := net.DialTimeout("tcp", key, patience/4)
+	nc, err := net.DialTimeout("tcp", key, pushTimeout)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(patience / 4))
+	nc.SetDeadline(time.Now().Add(pushTimeout))
 	if _, err := nc.Write(text.AppendNodeSync(nil, m, !x.plain)); err != nil {
 		return err
 	}
