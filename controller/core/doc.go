@@ -19,6 +19,9 @@
 //	handover.go    a master that gives its role to a replica
 //	transitions.go the down and up transitions and the change of roles
 //	detect.go      which node is dead, and by what evidence
+//	safety.go      when roles may change by themselves: breaker, pause, grace period
+//	force.go       a master by an operator's order, and what that may lose
+//	outcome.go     what a command would bring about
 //	lease.go       which process may take writes, and for how long nobody else may
 //	assign.go      which node gets which duty
 //	status.go      the summary and its conditions

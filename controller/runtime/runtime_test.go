@@ -258,3 +258,55 @@ func TestWatch(t *testing.T) {
 		}
 	})
 }
+
+// TestTryAndApply tries a command on a copy, and then carries it out.
+func TestTryAndApply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{}
+		rt, m, stop := run(t, b)
+		time.Sleep(time.Second)
+		if _, err := rt.Do(t.Context(), add("a:1")); err != nil {
+			t.Fatal(err)
+		}
+		down := core.Command{Verb: core.VerbState, Name: "a", Port: 1, State: topology.Down}
+		synctest.Wait()
+		saved, sent := b.saved.Seq, len(m.sent)
+		tried, err := rt.Try(t.Context(), down)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if topo := rt.Topology(); topo.Map.Nodes[0].State != topology.Active || b.saved.Seq != saved || len(m.sent) != sent {
+			t.Errorf("a dry run left %+v, saved %d, sent %d", topo.Map.Nodes[0], b.saved.Seq-saved, len(m.sent)-sent)
+		}
+		done, err := rt.Apply(t.Context(), down)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.saved.Nodes[0].State != topology.Down {
+			t.Error("answered before it was durable")
+		}
+		for _, o := range []core.Outcome{tried, done} {
+			if len(o.Decisions) != 1 || o.Decisions[0].Node != "a:1" || o.Decisions[0].Reason != core.ReasonOperator || len(o.Events) != 1 || o.Reply.Reason != "" {
+				t.Errorf("outcome %+v", o)
+			}
+		}
+		down.Name = "nobody"
+		for _, do := range []func(context.Context, core.Command) (core.Outcome, error){rt.Try, rt.Apply} {
+			if o, err := do(t.Context(), down); err != nil || o.Reply.Reason != core.RefuseNoSuchNode || len(o.Decisions) > 0 {
+				t.Errorf("of a node that there is not: %+v, %v", o, err)
+			}
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := rt.Apply(gone, down); !errors.Is(err, context.Canceled) {
+			t.Errorf("of a caller who has left: %v", err)
+		}
+		if err := stop(); !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+		if _, err := rt.Try(t.Context(), down); !errors.Is(err, ErrStopped) {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
