@@ -428,7 +428,9 @@ func leaseOutlivesNobody(t Transition) error {
 			continue
 		}
 		before, after := activeMaster(t.Before.Durable, l.Partition), activeMaster(t.After.Durable, l.Partition)
-		if before == l.Key && after != before {
+		// Of two processes under one name the one that is registered counts: it gets no
+		// lease before that of the other has ended.
+		if before == l.Key && after != before && t.Before.Durable.node(l.Key).Instance == l.Instance {
 			return fmt.Errorf("partition %d: %q took the place of %s (%s), which may write for %d ms more",
 				l.Partition, after, l.Key, l.Instance, l.Until-t.After.Now)
 		}
