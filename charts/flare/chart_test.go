@@ -571,7 +571,7 @@ func TestRBAC(t *testing.T) {
 		{"flarekv.io", "flareclusters", "get list watch"},
 		{"flarekv.io", "flareclusters/status", "get patch"},
 		{"", "pods", "get list watch patch"},
-		{"", "configmaps", "get list watch create update"},
+		{"", "configmaps", "get list watch create update patch"},
 		{"", "events", "create patch"},
 		{"apps", "statefulsets", "get list watch"},
 		{"apps", "statefulsets/scale", "get patch"},

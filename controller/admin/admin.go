@@ -35,6 +35,8 @@ import (
 type Cluster interface {
 	// Topology returns what the controller knows now.
 	Topology() runtime.Topology
+	// Snapshot returns a copy of the core's state, to try things on.
+	Snapshot(ctx context.Context) (core.State, error)
 	// Watch calls f with the topology at once and after each change, until ctx
 	// ends, the controller stops or f fails.
 	Watch(ctx context.Context, f func(runtime.Topology) error) error

@@ -34,6 +34,7 @@ import (
 type fakeCluster struct {
 	mu      sync.Mutex
 	topo    runtime.Topology
+	state   core.State
 	changed chan struct{}
 	inputs  chan core.Input
 	applied []core.Command
@@ -50,6 +51,8 @@ func (c *fakeCluster) Topology() runtime.Topology {
 	defer c.mu.Unlock()
 	return c.topo
 }
+
+func (c *fakeCluster) Snapshot(context.Context) (core.State, error) { return c.state, nil }
 
 func (c *fakeCluster) set(t runtime.Topology) {
 	c.mu.Lock()
@@ -292,6 +295,43 @@ func TestTopology(t *testing.T) {
 	release()
 	_, err = watch.Recv()
 	wantRefusal(t, err, codes.FailedPrecondition, ReasonNotLeader)
+}
+
+// TestPlan asks for the plan of a spec; that changes nothing.
+func TestPlan(t *testing.T) {
+	f := start(t, Config{})
+	client := controllerv1.NewControllerServiceClient(f.conn)
+	plan := func(manifest string) (*controllerv1.Plan, error) {
+		r, err := client.Plan(t.Context(), &controllerv1.PlanRequest{Manifest: manifest})
+		return r.GetPlan(), err
+	}
+	const manifest = `{"apiVersion": "flarekv.io/v1", "kind": "FlareCluster", "metadata": {"name": "x"}, "spec": {"partitions": 1, "replicas": 2}}`
+	_, err := plan(manifest)
+	wantRefusal(t, err, codes.FailedPrecondition, ReasonNotLeader)
+
+	cluster := newFakeCluster(sample)
+	cluster.state = core.New(core.Durable{})
+	defer f.Lead(cluster)()
+	_, err = plan("kind: FlareCluster")
+	wantRefusal(t, err, codes.InvalidArgument, core.ReasonSpecInvalid)
+	p, err := plan(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[controllerv1.PlannedChangeKind]int{}
+	for _, c := range p.GetChanges() {
+		kinds[c.GetKind()]++
+	}
+	if kinds[controllerv1.PlannedChangeKind_PLANNED_CHANGE_KIND_UNSPECIFIED] > 0 || kinds[controllerv1.PlannedChangeKind_PLANNED_CHANGE_KIND_JOIN] != 2 ||
+		kinds[controllerv1.PlannedChangeKind_PLANNED_CHANGE_KIND_PARTITION] != 1 || kinds[controllerv1.PlannedChangeKind_PLANNED_CHANGE_KIND_OPTION] == 0 {
+		t.Errorf("changes: %v", p.GetChanges())
+	}
+	if !p.GetSettled() || p.GetPhase() != "Running" || p.GetNodesReady() != 2 || p.GetMastersUp() != 1 || len(p.GetConditions()) < 4 {
+		t.Errorf("plan: %v", p)
+	}
+	if len(cluster.inputs) > 0 {
+		t.Error("a plan told the core something")
+	}
 }
 
 func TestHealthServiceAndReflection(t *testing.T) {
@@ -589,7 +629,6 @@ func TestMetrics(t *testing.T) {
 		`flare_controller_partition_in_sync_replicas{partition="0"} 0`,
 		`flare_controller_partition_epoch{partition="0"} 3`,
 		`flare_controller_condition{reason="healthy",type="Ready"} 1`,
-		"flare_controller_failovers_total 1",
 		`flare_controller_decisions_total{reason="failover"} 1`,
 		"flare_controller_broadcasts_total 1",
 		"flare_controller_persists_total 1",

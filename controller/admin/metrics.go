@@ -8,6 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/flarekv/flare/controller/core"
+	"github.com/flarekv/flare/controller/runtime"
+	"github.com/flarekv/flare/proto/topology"
 )
 
 const namespace = "flare_controller"
@@ -16,17 +18,24 @@ const namespace = "flare_controller"
 // goroutine.
 type Metrics struct {
 	failovers     prometheus.Counter
+	handovers     prometheus.Counter
+	failoverTime  prometheus.Histogram
+	handoverTime  prometheus.Histogram
 	decisions     *prometheus.CounterVec
+	refused       *prometheus.CounterVec
+	apiRetries    *prometheus.CounterVec
 	broadcasts    prometheus.Counter
 	persists      prometheus.Counter
 	persistErrors prometheus.Counter
 	requestErrors *prometheus.CounterVec
-	refused       *prometheus.CounterVec
 	reconcile     prometheus.Histogram
 	view          *viewCollector
 
 	mu      sync.Mutex
 	decided time.Time // when the reconcile that waits for durability began to; zero for none
+	reigns  reigns
+	refusal core.Refusal // as of the last step
+	blocked core.Refusal
 }
 
 func newMetrics(s *Server) *Metrics {
@@ -35,6 +44,21 @@ func newMetrics(s *Server) *Metrics {
 	}
 	return &Metrics{
 		failovers: counter("failovers_total", "Promotions of a replica because the master was lost."),
+		handovers: counter("handovers_total", "Partitions that a master handed over to a replica."),
+		failoverTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: namespace, Name: "failover_duration_seconds",
+			Help:    "From the moment when a master was taken for lost, or would have been did its lease not last, until its successor has a lease for writes.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
+		}),
+		handoverTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: namespace, Name: "handover_duration_seconds",
+			Help:    "From the moment when a master had handed over until its successor has a lease for writes.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
+		}),
+		apiRetries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Name: "api_retries_total",
+			Help: "Requests to the Kubernetes API server that were made again, by reason: connection, overload, server, lost_race.",
+		}, []string{"reason"}),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Name: "decisions_total",
 			Help: "Changes of a node's duty, by reason.",
@@ -61,8 +85,8 @@ func newMetrics(s *Server) *Metrics {
 
 func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.failovers, m.decisions, m.broadcasts, m.persists, m.persistErrors,
-		m.requestErrors, m.refused, m.reconcile, m.view,
+		m.failovers, m.handovers, m.failoverTime, m.handoverTime, m.decisions, m.refused, m.apiRetries,
+		m.broadcasts, m.persists, m.persistErrors, m.requestErrors, m.reconcile, m.view,
 	}
 }
 
@@ -77,6 +101,8 @@ var (
 		"Version of the node map.", nil, nil)
 	nodesDesc = prometheus.NewDesc(namespace+"_nodes",
 		"Nodes in the node map.", []string{"role", "state"}, nil)
+	downDesc = prometheus.NewDesc(namespace+"_nodes_down",
+		"Nodes in the node map that are down.", nil, nil)
 	wantedDesc = prometheus.NewDesc(namespace+"_nodes_wanted",
 		"Nodes asked for.", nil, nil)
 	mastersDesc = prometheus.NewDesc(namespace+"_partition_master_up",
@@ -85,6 +111,8 @@ var (
 		"Replicas of the partition that are in sync.", []string{"partition"}, nil)
 	epochDesc = prometheus.NewDesc(namespace+"_partition_epoch",
 		"Epoch of the partition's master.", []string{"partition"}, nil)
+	lagDesc = prometheus.NewDesc(namespace+"_partition_lag_batches",
+		"Write batches by which the replica of the partition that is farthest behind was behind its master when both were last heard of.", []string{"partition"}, nil)
 	agentsDesc = prometheus.NewDesc(namespace+"_agents_connected",
 		"Agents whose link is up.", nil, nil)
 	conditionDesc = prometheus.NewDesc(namespace+"_condition",
@@ -93,8 +121,8 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *viewCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{leaderDesc, mapVersionDesc, nodesDesc, wantedDesc,
-		mastersDesc, inSyncDesc, epochDesc, agentsDesc, conditionDesc} {
+	for _, d := range []*prometheus.Desc{leaderDesc, mapVersionDesc, nodesDesc, downDesc, wantedDesc,
+		mastersDesc, inSyncDesc, epochDesc, lagDesc, agentsDesc, conditionDesc} {
 		ch <- d
 	}
 }
@@ -119,9 +147,15 @@ func (c *viewCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, n := range t.Map.Nodes {
 		nodes[kind{n.Role.String(), n.State.String()}]++
 	}
+	down := 0
 	for k, n := range nodes {
 		gauge(nodesDesc, float64(n), k.role, k.state)
+		if k.state == topology.Down.String() {
+			down += n
+		}
 	}
+	gauge(downDesc, float64(down))
+	lags := lagsOf(t)
 	for _, p := range t.Partitions {
 		label := strconv.Itoa(p.Number)
 		up := 0.0
@@ -131,6 +165,7 @@ func (c *viewCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(mastersDesc, up, label)
 		gauge(inSyncDesc, float64(len(p.InSync)), label)
 		gauge(epochDesc, float64(p.Epoch), label)
+		gauge(lagDesc, float64(lags[p.Number]), label)
 	}
 	for _, cond := range t.Status.Conditions {
 		v := 0.0
@@ -140,6 +175,26 @@ func (c *viewCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(conditionDesc, v, cond.Type, cond.Reason)
 	}
 }
+
+// lagsOf returns by how many batches the last replica of each partition is behind its
+// master. Indices count on across epochs, so they compare whatever the epochs are.
+func lagsOf(t runtime.Topology) map[int]uint64 {
+	masters, lags := map[int]uint64{}, map[int]uint64{}
+	for _, n := range t.Nodes {
+		if n.Node.Role == topology.Master && n.Node.State == topology.Active {
+			masters[n.Node.Partition] = n.LSN.Index
+		}
+	}
+	for _, n := range t.Nodes {
+		if head := masters[n.Node.Partition]; n.Node.Role == topology.Slave && head > n.LSN.Index {
+			lags[n.Node.Partition] = max(lags[n.Node.Partition], head-n.LSN.Index)
+		}
+	}
+	return lags
+}
+
+// APIRetried counts a request to the API server that is made again.
+func (m *Metrics) APIRetried(reason string) { m.apiRetries.WithLabelValues(reason).Inc() }
 
 // Refused counts something that is not done.
 func (m *Metrics) Refused(reason string) { m.refused.WithLabelValues(reason).Inc() }
@@ -170,13 +225,20 @@ func (m *Metrics) Trace(state core.State, in core.Input, effects []core.Effect) 
 			m.broadcasts.Inc()
 		case core.Decision:
 			m.decisions.WithLabelValues(e.Reason).Inc()
-			if e.Reason == core.ReasonFailover {
-				m.failovers.Inc()
-			}
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for _, x := range []struct {
+		was *core.Refusal
+		is  core.Refusal
+	}{{&m.refusal, state.Refusal}, {&m.blocked, state.Blocked}} {
+		if x.is.Reason != "" && x.is.Reason != x.was.Reason {
+			m.Refused(x.is.Reason)
+		}
+		*x.was = x.is
+	}
+	m.reigns.step(m, state, effects, time.Now())
 	switch resting := state.Machine.Step != core.StepDone && state.Saving.Seq != 0; {
 	case resting && m.decided.IsZero():
 		m.decided = time.Now()

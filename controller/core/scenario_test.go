@@ -32,6 +32,8 @@ import (
 //	persist auto|fail|hold|ok          what becomes of Persist effects
 //	restart [lost]                     the controller's process ends, another takes over
 //	map, status, leases                what others see, and who may write for how long
+//	plan partitions=3 replicas=2       what that spec would bring about
+//	plan partitions=3 replicas=2       what that spec would bring about
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		w := newScenario(t)
@@ -157,7 +159,7 @@ func (w *scenario) line(line string) {
 		return ""
 	}
 	switch f[0] {
-	case "spec":
+	case "spec", "plan":
 		spec := Spec{Known: true, Generation: w.state.Spec.Generation + 1, Meta: topology.DefaultMeta(), Config: "c"}
 		spec.Failover.Grace = 10_000
 		for _, kv := range f[1:] {
@@ -186,6 +188,10 @@ func (w *scenario) line(line string) {
 			case "generation":
 				spec.Generation = int64(n)
 			}
+		}
+		if f[0] == "plan" {
+			w.plan(spec)
+			return
 		}
 		w.input(SpecChanged{Spec: spec})
 	case "tick":

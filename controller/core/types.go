@@ -217,6 +217,10 @@ type WriteConfig struct {
 type ScaleTo struct {
 	Seq   uint64
 	Nodes int
+	// What the decision is about: it is void when the workload has another number of
+	// nodes now, or the spec another generation.
+	From       int
+	Generation int64
 }
 
 // LabelNodes asks to mark the nodes with their duties, by which Services select.

@@ -61,7 +61,7 @@ func (m *memory) fail(failing bool) {
 }
 
 func (m *memory) WriteConfig(context.Context, core.WriteConfig) error { return nil }
-func (m *memory) ScaleTo(context.Context, int) error                  { return nil }
+func (m *memory) ScaleTo(context.Context, core.ScaleTo) error         { return nil }
 func (m *memory) LabelNodes(context.Context, []core.NodeLabel) error  { return nil }
 func (m *memory) WriteStatus(context.Context, core.Status) error      { return nil }
 func (m *memory) Event(context.Context, core.Event)                   {}

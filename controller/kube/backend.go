@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -111,7 +112,7 @@ func (b *Backend) Load(ctx context.Context) (durable core.Durable, found bool, e
 	defer s.mu.Unlock()
 	maps := b.cfg.Kube.CoreV1().ConfigMaps(b.cfg.Namespace)
 	what := "read ConfigMap " + b.cfg.nodeMapName()
-	err = retry(ctx, what, func(ctx context.Context) error {
+	err = b.cfg.retry(ctx, what, func(ctx context.Context) error {
 		cm, err := maps.Get(ctx, b.cfg.nodeMapName(), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			s.version, s.known, s.sent = "", "", nil
@@ -123,8 +124,7 @@ func (b *Backend) Load(ctx context.Context) (durable core.Durable, found bool, e
 		b.own(&cm.ObjectMeta)
 		cm, err = maps.Update(ctx, cm, metav1.UpdateOptions{})
 		if apierrors.IsConflict(err) {
-			// The former leader was faster once more: take what it wrote.
-			return apierrors.NewServerTimeout(corev1.Resource("configmaps"), "update", 0)
+			return raced{err} // the former leader was faster once more: take what it wrote
 		}
 		if err != nil {
 			return err
@@ -157,7 +157,7 @@ func (b *Backend) Persist(ctx context.Context, durable core.Durable) error {
 	if !slices.Contains(s.sent, string(text)) {
 		s.sent = append(s.sent, string(text))
 	}
-	return retry(ctx, "write ConfigMap "+b.cfg.nodeMapName(), func(ctx context.Context) error {
+	return b.cfg.retry(ctx, "write ConfigMap "+b.cfg.nodeMapName(), func(ctx context.Context) error {
 		return b.writeState(ctx, string(text))
 	})
 }
@@ -184,7 +184,7 @@ func (b *Backend) writeState(ctx context.Context, text string) error {
 		// Somebody deleted it. What is in memory is the newest there is.
 		b.log.Warn("the node map's ConfigMap is gone; it is made anew", "configmap", b.cfg.nodeMapName())
 		s.version = ""
-		return apierrors.NewServerTimeout(corev1.Resource("configmaps"), "update", 0)
+		return raced{err}
 	case apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err):
 		return b.judgeConflict(ctx, text)
 	default:
@@ -201,7 +201,7 @@ func (b *Backend) judgeConflict(ctx context.Context, text string) error {
 	if err != nil {
 		if apierrors.IsNotFound(err) {
 			s.version = ""
-			return apierrors.NewServerTimeout(corev1.Resource("configmaps"), "get", 0)
+			return raced{err}
 		}
 		return err
 	}
@@ -215,7 +215,7 @@ func (b *Backend) judgeConflict(ctx context.Context, text string) error {
 		s.sent = nil
 		return nil
 	}
-	return apierrors.NewServerTimeout(corev1.Resource("configmaps"), "update", 0)
+	return raced{errors.New("its answer was lost")}
 }
 
 // own marks an object as the cluster's and as written by this controller.
@@ -260,7 +260,7 @@ func (b *Backend) repairConfig(ctx context.Context, cached cache.Store, always b
 	if err != nil {
 		return fmt.Errorf("read ConfigMap %s: %w", b.cfg.configName(), err)
 	}
-	if !always && found && equality.Semantic.DeepEqual(o.(*corev1.ConfigMap).Data, configData(c.want)) {
+	if !always && found && holds(o.(*corev1.ConfigMap), configData(c.want)) {
 		return nil
 	}
 	return b.writeConfig(ctx)
@@ -277,24 +277,22 @@ func (b *Backend) writeConfig(ctx context.Context) error {
 	name, want := b.cfg.configName(), b.config.want
 	data := configData(want)
 	maps := b.cfg.Kube.CoreV1().ConfigMaps(b.cfg.Namespace)
-	err := retry(ctx, "write ConfigMap "+name, func(ctx context.Context) error {
+	err := b.cfg.retry(ctx, "apply ConfigMap "+name, func(ctx context.Context) error {
 		cm, err := maps.Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			cm = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: b.cfg.Namespace}, Data: data}
-			b.own(&cm.ObjectMeta)
-			_, err = maps.Create(ctx, cm, metav1.CreateOptions{})
-			return again(err)
+		if err == nil && holds(cm, data) {
+			return nil
 		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return err
+		}
+		meta := metav1.ObjectMeta{Name: name, Namespace: b.cfg.Namespace}
+		b.own(&meta)
+		body, err := applyBody("v1", "ConfigMap", meta, map[string]any{"data": data})
 		if err != nil {
 			return err
 		}
-		if equality.Semantic.DeepEqual(cm.Data, data) {
-			return nil
-		}
-		cm.Data, cm.BinaryData = data, nil
-		b.own(&cm.ObjectMeta)
-		_, err = maps.Update(ctx, cm, metav1.UpdateOptions{})
-		return again(err)
+		_, err = maps.Patch(ctx, name, types.ApplyPatchType, body, applyOptions(manager))
+		return err
 	})
 	if err != nil {
 		return err
@@ -302,27 +300,14 @@ func (b *Backend) writeConfig(ctx context.Context) error {
 	return b.annotatePods(ctx, AnnotationConfigHash, configHash(want))
 }
 
-// again makes a lost race something to be tried once more.
-func again(err error) error {
-	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) {
-		return apierrors.NewServerTimeout(corev1.Resource("configmaps"), "write", 0)
-	}
-	return err
+// holds tells whether a ConfigMap has these entries.
+func holds(cm *corev1.ConfigMap, data map[string]string) bool {
+	return len(difference(cm.Data, data)) == 0
 }
 
 func configHash(c *core.WriteConfig) string {
 	sum := sha256.Sum256([]byte(strconv.FormatInt(c.Generation, 10) + "\n" + c.Text))
 	return hex.EncodeToString(sum[:6])
-}
-
-// ScaleTo sets the number of pods, and nothing else, of the StatefulSet.
-func (b *Backend) ScaleTo(ctx context.Context, nodes int) error {
-	patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, nodes)
-	return retry(ctx, "scale StatefulSet "+b.cfg.StatefulSet, func(ctx context.Context) error {
-		_, err := b.cfg.Kube.AppsV1().StatefulSets(b.cfg.Namespace).
-			Patch(ctx, b.cfg.StatefulSet, types.MergePatchType, patch, metav1.PatchOptions{}, "scale")
-		return err
-	})
 }
 
 // LabelNodes marks the pods of the nodes, and keeps them marked.
@@ -342,14 +327,14 @@ func (b *Backend) WriteStatus(ctx context.Context, status core.Status) error {
 	if equality.Semantic.DeepEqual(next, b.status) {
 		return nil
 	}
-	// Replaces it whole: a merge would keep fields that are now absent.
-	patch, err := json.Marshal([]map[string]any{{"op": "add", "path": "/status", "value": next}})
-	if err != nil {
-		return fmt.Errorf("encode the status: %w", err)
-	}
-	err = retry(ctx, "write the status of FlareCluster "+b.cfg.Cluster, func(ctx context.Context) error {
-		_, err := b.cfg.Dynamic.Resource(v1.GroupVersionResource).Namespace(b.cfg.Namespace).
-			Patch(ctx, b.cfg.Cluster, types.JSONPatchType, patch, metav1.PatchOptions{}, "status")
+	err := b.cfg.retry(ctx, "apply the status of FlareCluster "+b.cfg.Cluster, func(ctx context.Context) error {
+		body, err := applyBody(v1.GroupVersion.String(), v1.Kind,
+			map[string]any{"name": b.cfg.Cluster, "namespace": b.cfg.Namespace, "uid": b.owner.UID}, map[string]any{"status": next})
+		if err != nil {
+			return err
+		}
+		_, err = b.cfg.Dynamic.Resource(v1.GroupVersionResource).Namespace(b.cfg.Namespace).
+			Patch(ctx, b.cfg.Cluster, types.ApplyPatchType, body, applyOptions(manager), "status")
 		return err
 	})
 	if err != nil {

@@ -36,7 +36,7 @@ func ApplyCRD(ctx context.Context, client dynamic.Interface) error {
 	}
 	name := definition.GetName()
 	crds := client.Resource(crdResource)
-	err = retry(ctx, "apply CustomResourceDefinition "+name, func(ctx context.Context) error {
+	err = retry(ctx, "apply CustomResourceDefinition "+name, nil, func(ctx context.Context) error {
 		_, err := crds.Patch(ctx, name, types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: crdManager, Force: new(true)})
 		return err
 	})
@@ -45,7 +45,7 @@ func ApplyCRD(ctx context.Context, client dynamic.Interface) error {
 	}
 	for {
 		var found *unstructured.Unstructured
-		err := retry(ctx, "read CustomResourceDefinition "+name, func(ctx context.Context) (err error) {
+		err := retry(ctx, "read CustomResourceDefinition "+name, nil, func(ctx context.Context) (err error) {
 			found, err = crds.Get(ctx, name, metav1.GetOptions{})
 			return err
 		})
@@ -83,7 +83,7 @@ func DeleteUnusedCRD(ctx context.Context, client dynamic.Interface) (deleted boo
 	for {
 		left = nil
 		going := 0
-		err = retry(ctx, "list FlareClusters", func(ctx context.Context) error {
+		err = retry(ctx, "list FlareClusters", nil, func(ctx context.Context) error {
 			list, err := client.Resource(v1.GroupVersionResource).List(ctx, metav1.ListOptions{})
 			if apierrors.IsNotFound(err) {
 				return nil // no definition, so none of them
@@ -117,7 +117,7 @@ func DeleteUnusedCRD(ctx context.Context, client dynamic.Interface) (deleted boo
 			return false, nil, fmt.Errorf("%d FlareClusters are still being deleted: %w", going, ctx.Err())
 		}
 	}
-	err = retry(ctx, "delete CustomResourceDefinition "+name, func(ctx context.Context) error {
+	err = retry(ctx, "delete CustomResourceDefinition "+name, nil, func(ctx context.Context) error {
 		err := client.Resource(crdResource).Delete(ctx, name, metav1.DeleteOptions{})
 		if apierrors.IsNotFound(err) {
 			return nil

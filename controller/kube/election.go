@@ -283,7 +283,7 @@ func patchLabel(ctx context.Context, cfg Config, pod, label string, value *strin
 	if err != nil {
 		return fmt.Errorf("encode the patch of pod %s: %w", pod, err)
 	}
-	err = retry(ctx, "patch pod "+pod, func(ctx context.Context) error {
+	err = cfg.retry(ctx, "patch pod "+pod, func(ctx context.Context) error {
 		_, err := cfg.Kube.CoreV1().Pods(cfg.Namespace).Patch(ctx, pod, types.MergePatchType, patch, metav1.PatchOptions{})
 		return err
 	})

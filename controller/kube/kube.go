@@ -4,16 +4,20 @@
 //
 // # Objects
 //
-//	FlareCluster <cluster>           read; status written, only on change
-//	ConfigMap    <cluster>-node-map  the durable state, key "state" (JSON)
-//	ConfigMap    <cluster>-config    keys "extra.conf" and "generation", mounted by data pods
-//	StatefulSet                      read; its scale subresource written
-//	Pods of the StatefulSet          read; labels role, partition, serving and an annotation written
+//	FlareCluster <cluster>           read; status applied, only on change
+//	ConfigMap    <cluster>-node-map  the durable state, key "state" (JSON), updated
+//	ConfigMap    <cluster>-config    keys "extra.conf" and "generation", mounted by data pods, applied
+//	StatefulSet                      read; its scale subresource patched
+//	Pods of the StatefulSet          read; labels role, partition, serving and an annotation applied
 //	Pods of the controller           label leader written
 //	Lease        <cluster>-controller
 //
 // What is created here has the FlareCluster as owner, so that nothing stays when
-// it goes.
+// it goes. "Applied" is server-side apply under a field manager of the controller's:
+// what others write beside it stays theirs.
+//
+// Caches tell what to look at, never what may be destroyed: before pods are taken
+// away the API server itself is asked (ScaleTo).
 //
 // # One writer
 //
@@ -99,6 +103,9 @@ type Config struct {
 	Resync time.Duration
 	// Now is the clock for condition times; nil for time.Now.
 	Now func() time.Time
+	// Retried and Refused, if not nil, are told why a request to the API server is made
+	// again, and why one was not made at all. For metrics.
+	Retried, Refused func(reason string)
 }
 
 // complete fills in defaults and refuses what cannot work.

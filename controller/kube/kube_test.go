@@ -5,19 +5,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	kuberuntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -58,6 +57,7 @@ func newWorld(t *testing.T) *world {
 		now:     time.Unix(1_800_000_000, 0),
 	}
 	checkVersions(w.kube)
+	applyStatus(t, w.dynamic)
 	w.kube.PrependReactor("*", "leases", func(clienttesting.Action) (bool, kuberuntime.Object, error) {
 		return w.away.Load(), nil, apierrors.NewServiceUnavailable("the API server is away")
 	})
@@ -98,6 +98,28 @@ func checkVersions(kube *fake.Clientset) {
 		last++
 		cm.ResourceVersion = fmt.Sprint(last)
 		return false, nil, nil
+	})
+}
+
+// applyStatus makes the fake do for the status of FlareClusters what a server-side
+// apply by their only writer does: it becomes what was sent.
+func applyStatus(t *testing.T, client *dynamicfake.FakeDynamicClient) {
+	client.PrependReactor("patch", "flareclusters", func(action clienttesting.Action) (bool, kuberuntime.Object, error) {
+		p := action.(clienttesting.PatchActionImpl)
+		if p.GetPatchType() != types.ApplyPatchType || p.GetSubresource() != "status" {
+			t.Errorf("%v patch of %s %q", p.GetPatchType(), p.GetName(), p.GetSubresource())
+		}
+		o, err := client.Tracker().Get(p.GetResource(), p.GetNamespace(), p.GetName())
+		if err != nil {
+			return true, nil, err
+		}
+		fc := o.(*unstructured.Unstructured).DeepCopy()
+		var sent map[string]any
+		if err := json.Unmarshal(p.GetPatch(), &sent); err != nil {
+			t.Error(err)
+		}
+		fc.Object["status"] = sent["status"]
+		return true, fc, client.Tracker().Update(p.GetResource(), fc, p.GetNamespace())
 	})
 }
 
@@ -303,51 +325,6 @@ func TestDeletedStateIsWrittenAnew(t *testing.T) {
 	w.configMap("flare-node-map")
 }
 
-func TestRefusalsFailFastAndOutagesAreSatOut(t *testing.T) {
-	w := newWorld(t)
-	b := w.backend("ctl-0")
-	calls := 0
-	var answer error
-	w.kube.PrependReactor("patch", "statefulsets", func(clienttesting.Action) (bool, kuberuntime.Object, error) {
-		calls++
-		if calls == 3 {
-			return true, &appsv1.StatefulSet{}, nil
-		}
-		return true, nil, answer
-	})
-	answer = apierrors.NewServiceUnavailable("starting")
-	if err := b.ScaleTo(t.Context(), 4); err != nil || calls != 3 {
-		t.Errorf("after an outage: %v, %d calls", err, calls)
-	}
-	calls = 0
-	answer = apierrors.NewForbidden(appsv1.Resource("statefulsets"), "flare", errors.New("no role"))
-	err := b.ScaleTo(t.Context(), 4)
-	if !apierrors.IsForbidden(err) || calls != 1 || !strings.Contains(err.Error(), "scale StatefulSet flare: Forbidden") {
-		t.Errorf("when forbidden: %v, %d calls", err, calls)
-	}
-}
-
-func TestScale(t *testing.T) {
-	w := newWorld(t)
-	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "flare", Namespace: namespace}}
-	if _, err := w.kube.AppsV1().StatefulSets(namespace).Create(t.Context(), set, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.backend("ctl-0").ScaleTo(t.Context(), 4); err != nil {
-		t.Fatal(err)
-	}
-	if n := w.writes("statefulsets/scale", "patch"); n != 1 {
-		t.Errorf("%d patches of the scale subresource, want 1", n)
-	}
-	if n := w.writes("statefulsets", "patch", "update"); n != 0 {
-		t.Errorf("%d writes of the StatefulSet itself, want 0", n)
-	}
-	got, err := w.kube.AppsV1().StatefulSets(namespace).Get(t.Context(), "flare", metav1.GetOptions{})
-	if err != nil || got.Spec.Replicas == nil || *got.Spec.Replicas != 4 {
-		t.Errorf("replicas %v, %v", got.Spec.Replicas, err)
-	}
-}
-
 func TestConfigIsWrittenOnlyWhenItDiffers(t *testing.T) {
 	w := newWorld(t)
 	w.addNodes(2)
@@ -367,9 +344,9 @@ func TestConfigIsWrittenOnlyWhenItDiffers(t *testing.T) {
 	if hash == "" || w.pod("flare-1").Annotations[AnnotationConfigHash] != hash {
 		t.Errorf("annotation %q on flare-0, %q on flare-1", hash, w.pod("flare-1").Annotations[AnnotationConfigHash])
 	}
-	writes, patches := w.writes("configmaps", "create", "update"), w.writes("pods", "patch")
+	writes, patches := w.writes("configmaps", "patch"), w.writes("pods", "patch")
 	write(1, "a = 1\n")
-	if n := w.writes("configmaps", "create", "update"); n != writes {
+	if n := w.writes("configmaps", "patch"); n != writes {
 		t.Errorf("the same again: %d writes, want %d", n, writes)
 	}
 	if n := w.writes("pods", "patch"); n != patches {

@@ -2,8 +2,6 @@ package kube
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -15,6 +13,13 @@ import (
 
 // parallelPatches bounds the requests that marking pods has under way.
 const parallelPatches = 8
+
+// Field managers of what is written on data pods. Each writes all of its own fields
+// at a time, so what it no longer wants goes.
+const (
+	managerDuties = "flare-controller-duties"
+	managerNudge  = "flare-controller-nudge"
+)
 
 // podMarks keeps labels on the data pods. It compares with the API server and
 // not with the informer's cache: the cache runs behind what was written here, and
@@ -46,17 +51,18 @@ func (m *podMarks) repair(ctx context.Context, b *Backend, cached []*corev1.Pod)
 }
 
 func (m *podMarks) apply(ctx context.Context, b *Backend) error {
-	return b.patchPods(ctx, func(p *corev1.Pod) map[string]any {
-		if d := difference(p.Labels, m.want[b.cfg.nodeKey(p.Name)]); len(d) > 0 {
-			return map[string]any{"labels": d}
+	return b.applyPods(ctx, managerDuties, func(p *corev1.Pod) map[string]any {
+		want := m.want[b.cfg.nodeKey(p.Name)]
+		if len(difference(p.Labels, want)) == 0 {
+			return nil
 		}
-		return nil
+		return map[string]any{"labels": want}
 	})
 }
 
 // annotatePods sets an annotation on every data pod.
 func (b *Backend) annotatePods(ctx context.Context, key, value string) error {
-	return b.patchPods(ctx, func(p *corev1.Pod) map[string]any {
+	return b.applyPods(ctx, managerNudge, func(p *corev1.Pod) map[string]any {
 		if p.Annotations[key] == value {
 			return nil
 		}
@@ -64,12 +70,12 @@ func (b *Backend) annotatePods(ctx context.Context, key, value string) error {
 	})
 }
 
-// patchPods merges into the metadata of each data pod what change returns, if
-// anything. A pod that vanishes meanwhile is no failure.
-func (b *Backend) patchPods(ctx context.Context, change func(*corev1.Pod) map[string]any) error {
+// applyPods applies, as one field manager, to the metadata of each data pod what
+// want returns, if anything. A pod that vanishes meanwhile is no failure.
+func (b *Backend) applyPods(ctx context.Context, manager string, want func(*corev1.Pod) map[string]any) error {
 	pods := b.cfg.Kube.CoreV1().Pods(b.cfg.Namespace)
 	var list *corev1.PodList
-	err := retry(ctx, "list pods "+b.cfg.PodSelector, func(ctx context.Context) (err error) {
+	err := b.cfg.retry(ctx, "list pods "+b.cfg.PodSelector, func(ctx context.Context) (err error) {
 		list, err = pods.List(ctx, metav1.ListOptions{LabelSelector: b.cfg.PodSelector})
 		return err
 	})
@@ -83,19 +89,20 @@ func (b *Backend) patchPods(ctx context.Context, change func(*corev1.Pod) map[st
 		if _, ours := b.cfg.ordinal(pod.Name); !ours {
 			continue
 		}
-		meta := change(pod)
+		meta := want(pod)
 		if meta == nil {
 			continue
 		}
-		// With the UID the patch fails on a pod of the same name that came after.
-		meta["uid"] = pod.UID
-		patch, err := json.Marshal(map[string]any{"metadata": meta})
-		if err != nil {
-			return fmt.Errorf("encode the patch of pod %s: %w", pod.Name, err)
-		}
+		// With the UID this fails on a pod of the same name that came after, and makes
+		// none where there is none any more.
+		meta["name"], meta["namespace"], meta["uid"] = pod.Name, pod.Namespace, pod.UID
 		g.Go(func() error {
-			err := retry(ctx, "patch pod "+pod.Name, func(ctx context.Context) error {
-				_, err := pods.Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+			err := b.cfg.retry(ctx, "apply to pod "+pod.Name, func(ctx context.Context) error {
+				body, err := applyBody("v1", "Pod", meta, nil)
+				if err != nil {
+					return err
+				}
+				_, err = pods.Patch(ctx, pod.Name, types.ApplyPatchType, body, applyOptions(manager))
 				return err
 			})
 			if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,15 +21,22 @@ const (
 	lastRetry  = time.Second
 )
 
+// retry is the function of that name with what the controller counts.
+func (c *Config) retry(ctx context.Context, what string, f func(context.Context) error) error {
+	return retry(ctx, what, c.Retried, f)
+}
+
 // retry calls f until it succeeds, fails for a reason that the next attempt
-// would not cure, or ctx ends. what names the request in the error.
-func retry(ctx context.Context, what string, f func(context.Context) error) error {
+// would not cure, or ctx ends. what names the request in the error. retried, if not
+// nil, is told why each further attempt is made.
+func retry(ctx context.Context, what string, retried func(reason string), f func(context.Context) error) error {
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := f(ctx)
 		if err == nil {
 			return nil
 		}
-		if !transient(err) {
+		reason, again := transient(err)
+		if !again {
 			return described(what, err)
 		}
 		pause := wait + rand.N(wait/2)
@@ -42,6 +50,9 @@ func retry(ctx context.Context, what string, f func(context.Context) error) erro
 			timer.Stop()
 			return described(what, err)
 		}
+		if retried != nil {
+			retried(reason)
+		}
 	}
 }
 
@@ -53,19 +64,46 @@ func described(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// transient tells whether the same request may succeed a moment later.
-func transient(err error) bool {
+// Why a request is made again.
+const (
+	RetryConnection = "connection" // the API server was not reached, or did not answer
+	RetryOverload   = "overload"   // it asks to come later
+	RetryServer     = "server"     // it failed
+	RetryConflict   = "lost_race"  // somebody else wrote meanwhile
+)
+
+// raced is a lost race: what was read is to be read again.
+type raced struct{ error }
+
+func (r raced) Unwrap() error { return r.error }
+
+// transient tells whether the same request may succeed a moment later, and why it
+// did not now. What the API server has judged (no permission, no such object, an
+// invalid one, a conflict) is not asked again: somebody has to decide anew.
+func transient(err error) (reason string, again bool) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return false
+		return "", false
 	}
-	if apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err) ||
-		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err) {
-		return true
+	if r := (raced{}); errors.As(err, &r) {
+		return RetryConflict, true
+	}
+	if s := apierrors.APIStatus(nil); errors.As(err, &s) {
+		switch s.Status().Code {
+		case http.StatusTooManyRequests:
+			return RetryOverload, true
+		case http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway,
+			http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return RetryServer, true
+		}
+		return "", false
 	}
 	if utilnet.IsConnectionRefused(err) || utilnet.IsConnectionReset(err) || utilnet.IsProbableEOF(err) ||
 		utilnet.IsHTTP2ConnectionLost(err) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return true
+		return RetryConnection, true
 	}
-	var op *net.OpError
-	return errors.As(err, &op)
+	if n := net.Error(nil); errors.As(err, &n) && n.Timeout() {
+		return RetryConnection, true // the TLS handshake, for one
+	}
+	op := (*net.OpError)(nil)
+	return RetryConnection, errors.As(err, &op)
 }

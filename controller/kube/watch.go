@@ -42,8 +42,10 @@ func WaitCluster(ctx context.Context, cfg Config, waiting func(error)) (*v1.Flar
 			return fc, nil
 		case err == nil:
 			err = fmt.Errorf("FlareCluster %s is being deleted", cfg.Cluster)
-		case !transient(err) && !apierrors.IsNotFound(err):
-			return nil, described("read FlareCluster "+cfg.Cluster, err)
+		case !apierrors.IsNotFound(err):
+			if _, again := transient(err); !again {
+				return nil, described("read FlareCluster "+cfg.Cluster, err)
+			}
 		}
 		waiting(err)
 		timer := time.NewTimer(time.Second)
@@ -88,7 +90,7 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 	for _, s := range all {
 		// The first list is made here, so that a missing permission is an error
 		// with a name and not a line that informers log for ever.
-		err := retry(ctx, "list "+s.what, func(ctx context.Context) error {
+		err := b.cfg.retry(ctx, "list "+s.what, func(ctx context.Context) error {
 			_, err := s.lw.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
 			return err
 		})

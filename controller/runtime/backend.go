@@ -23,8 +23,9 @@ type Backend interface {
 	Persist(ctx context.Context, durable core.Durable) error
 	// WriteConfig publishes the options file for the nodes.
 	WriteConfig(ctx context.Context, config core.WriteConfig) error
-	// ScaleTo makes the workload have that many nodes.
-	ScaleTo(ctx context.Context, nodes int) error
+	// ScaleTo makes the workload have that many nodes. Before it takes nodes away it must
+	// make sure, by what is and not by what was observed, that the decision is not void.
+	ScaleTo(ctx context.Context, to core.ScaleTo) error
 	// LabelNodes marks the nodes with their duties.
 	LabelNodes(ctx context.Context, labels []core.NodeLabel) error
 	// WriteStatus publishes the summary.

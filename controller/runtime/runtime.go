@@ -167,7 +167,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 		if r.cfg.Trace != nil {
 			r.cfg.Trace(state, in, effects)
 		}
-		r.trace(in, state, effects)
+		r.trace(before, in, state, effects)
 		r.publish(state)
 		if c, ok := in.(core.Command); ok {
 			r.note(c.ID, effects)
@@ -226,7 +226,7 @@ func (r *Runtime) execute(ctx context.Context, fail context.CancelCauseFunc, wg 
 	case core.WriteConfig:
 		request("write config", func(ctx context.Context) error { return b.WriteConfig(ctx, e) }, done(core.RequestConfig, e.Seq))
 	case core.ScaleTo:
-		request("scale", func(ctx context.Context) error { return b.ScaleTo(ctx, e.Nodes) }, done(core.RequestScale, e.Seq))
+		request("scale", func(ctx context.Context) error { return b.ScaleTo(ctx, e) }, done(core.RequestScale, e.Seq))
 	case core.LabelNodes:
 		request("label nodes", func(ctx context.Context) error { return b.LabelNodes(ctx, e.Labels) }, done(core.RequestLabels, e.Seq))
 	case core.WriteStatus:
@@ -257,20 +257,6 @@ func (r *Runtime) sendEvents(ctx context.Context) {
 			callCtx, done := context.WithTimeout(ctx, r.cfg.RequestTimeout)
 			r.cfg.Backend.Event(callCtx, e)
 			done()
-		}
-	}
-}
-
-func (r *Runtime) trace(in core.Input, state core.State, effects []core.Effect) {
-	for _, e := range effects {
-		switch e := e.(type) {
-		case core.Decision:
-			r.log.Info("decision", "input", core.Describe(in), "reason", e.Reason, "node", e.Node,
-				"old", e.Old, "new", e.New, "map_version", e.Version)
-		case core.Refused:
-			r.log.Warn("refused", "input", core.Describe(in), "action", e.Action, "reason", e.Reason, "message", e.Message, "map_version", state.Durable.Version)
-		case core.Event:
-			r.log.Info("event", "input", core.Describe(in), "reason", e.Reason, "message", e.Message, "map_version", state.Durable.Version)
 		}
 	}
 }

@@ -43,7 +43,7 @@ func (b *backend) Persist(_ context.Context, d core.Durable) error {
 }
 
 func (b *backend) WriteConfig(context.Context, core.WriteConfig) error { return nil }
-func (b *backend) ScaleTo(context.Context, int) error                  { return nil }
+func (b *backend) ScaleTo(context.Context, core.ScaleTo) error         { return nil }
 func (b *backend) LabelNodes(context.Context, []core.NodeLabel) error  { return nil }
 
 func (b *backend) WriteStatus(ctx context.Context, s core.Status) error {

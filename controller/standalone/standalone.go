@@ -184,8 +184,8 @@ func (b *Backend) WriteConfig(_ context.Context, c core.WriteConfig) error {
 }
 
 // ScaleTo does nothing: nobody here can start nodes.
-func (b *Backend) ScaleTo(_ context.Context, nodes int) error {
-	b.log.Info("nodes wanted", "nodes", nodes)
+func (b *Backend) ScaleTo(_ context.Context, to core.ScaleTo) error {
+	b.log.Info("nodes wanted", "nodes", to.Nodes)
 	return nil
 }
 

@@ -32,6 +32,7 @@ type config struct {
 	keys   int
 	only   string
 	behind int // MB written while a replica is away; 0 for the other comparisons
+	losses int // times a master is lost in each way; 0 for the other comparisons
 }
 
 func main() {
@@ -43,6 +44,7 @@ func main() {
 	flag.IntVar(&c.keys, "keys", 200_000, "keys")
 	flag.StringVar(&c.only, "only", "", "only the lines whose name contains this")
 	flag.IntVar(&c.behind, "replication", 0, "measure replication instead, with so many MB written while a replica is away")
+	flag.IntVar(&c.losses, "failover", 0, "measure failovers instead: so many of each kind")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -62,6 +64,9 @@ func (c config) run(ctx context.Context) error {
 	defer b.close()
 	for i := range c.keys {
 		b.keys = append(b.keys, fmt.Sprintf("key%09d", i))
+	}
+	if c.losses > 0 {
+		return b.failovers(ctx, c.losses)
 	}
 	fmt.Printf("%d processors; %d connections; %d keys of %d bytes; %d rounds of %v a line, both sides in turn\n",
 		runtime.NumCPU(), c.conns, c.keys, len(b.keys[0]), c.rounds, c.time)

@@ -18,10 +18,10 @@ var ports = struct {
 	taken map[int]bool
 }{taken: map[int]bool{}}
 
-// freeAddrs returns n loopback addresses that nobody uses, and that nobody gets who
+// FreeAddrs returns n loopback addresses that nobody uses, and that nobody gets who
 // names no port: between here and the start of a process, and while one is started
 // again, its port is free for whoever wants it.
-func freeAddrs(n int) ([]string, error) {
+func FreeAddrs(n int) ([]string, error) {
 	ports.Lock()
 	defer ports.Unlock()
 	end := firstEphemeral()

@@ -25,12 +25,12 @@ type Process struct {
 }
 
 func (c *Cluster) process(name, program string, args ...string) (*Process, error) {
-	p := &Process{
-		Name:    name,
-		LogFile: filepath.Join(c.opts.Dir, name+".log"),
-		path:    filepath.Join(c.opts.BinDir, program),
-		args:    args,
-	}
+	return Run(c.opts.Dir, name, filepath.Join(c.opts.BinDir, program), args...)
+}
+
+// Run starts a program that logs to dir/name.log.
+func Run(dir, name, program string, args ...string) (*Process, error) {
+	p := &Process{Name: name, LogFile: filepath.Join(dir, name+".log"), path: program, args: args}
 	return p, p.Start()
 }
 

@@ -37,7 +37,12 @@ type Options struct {
 	// DataDirs are the data directories of the first nodes, on other disks for
 	// example; the others have theirs below Dir.
 	DataDirs []string
+	// Controller, when set, is where the nodes find theirs; none is started then.
+	Controller *Endpoint
 }
+
+// Endpoint is where a controller is found.
+type Endpoint struct{ Index, GRPC string }
 
 // Cluster is a running set of processes.
 type Cluster struct {
@@ -96,16 +101,20 @@ func (c *Cluster) start() error {
 	}
 	// index, gRPC, HTTP, metrics; then five a node.
 	nodes := o.Partitions * o.Replicas
-	ports, err := freeAddrs(4 + 5*nodes)
+	ports, err := FreeAddrs(4 + 5*nodes)
 	if err != nil {
 		return err
 	}
-	c.IndexAddr, c.ControllerAddr, c.ControllerHTTP = ports[0], ports[1], ports[2]
-	c.Controller, err = c.process("controller", "flare-controller",
-		"--standalone", c.Manifest, "--state-dir", state,
-		"--index", ports[0], "--grpc", ports[1], "--http", ports[2], "--metrics", ports[3])
-	if err != nil {
-		return err
+	if e := o.Controller; e != nil {
+		c.IndexAddr, c.ControllerAddr = e.Index, e.GRPC
+	} else {
+		c.IndexAddr, c.ControllerAddr, c.ControllerHTTP = ports[0], ports[1], ports[2]
+		c.Controller, err = c.process("controller", "flare-controller",
+			"--standalone", c.Manifest, "--state-dir", state,
+			"--index", ports[0], "--grpc", ports[1], "--http", ports[2], "--metrics", ports[3])
+		if err != nil {
+			return err
+		}
 	}
 	for i := range nodes {
 		p := ports[4+5*i:]

@@ -112,6 +112,7 @@ func (p *program) runKube(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	cfg.Retried, cfg.Refused = p.admin.Metrics().APIRetried, p.admin.Metrics().Refused
 	// A renewal of the lease waits for no other request, and not for long.
 	lrc := rest.CopyConfig(rc)
 	lrc.Timeout = kube.RenewDeadline / 2

@@ -5,6 +5,7 @@
 //	flare-controller --cluster NAME              in Kubernetes, for one FlareCluster
 //	flare-controller --standalone cluster.yaml   without, on files
 //	flare-controller import flare.xml ...        takes over the node map of a C++ index server
+//	flare-controller plan -f cluster.yaml        tells what a changed manifest would bring about
 //	flare-controller crd apply|delete-unused     looks after the FlareCluster definition
 package main
 
@@ -111,6 +112,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if len(args) > 0 && args[0] == "import" {
 		return runImport(ctx, args[1:], stdout, stderr)
+	}
+	if len(args) > 0 && args[0] == "plan" {
+		return runPlan(ctx, args[1:], os.Stdin, stdout, stderr)
 	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {

@@ -585,7 +585,7 @@ var File_flare_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a\"flare/controller/v1/override.proto\"D\n" +
+	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a\"flare/controller/v1/override.proto\x1a\x1eflare/controller/v1/plan.proto\"D\n" +
 	"\rAttachRequest\x123\n" +
 	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"c\n" +
 	"\x0eAttachResponse\x12\x1f\n" +
@@ -633,10 +633,11 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"_partition2i\n" +
 	"\x10AgentLinkService\x12U\n" +
-	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\x96\x06\n" +
+	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\xe3\x06\n" +
 	"\x11ControllerService\x12`\n" +
 	"\vGetTopology\x12'.flare.controller.v1.GetTopologyRequest\x1a(.flare.controller.v1.GetTopologyResponse\x12h\n" +
-	"\rWatchTopology\x12).flare.controller.v1.WatchTopologyRequest\x1a*.flare.controller.v1.WatchTopologyResponse0\x01\x12c\n" +
+	"\rWatchTopology\x12).flare.controller.v1.WatchTopologyRequest\x1a*.flare.controller.v1.WatchTopologyResponse0\x01\x12K\n" +
+	"\x04Plan\x12 .flare.controller.v1.PlanRequest\x1a!.flare.controller.v1.PlanResponse\x12c\n" +
 	"\fSetNodeState\x12(.flare.controller.v1.SetNodeStateRequest\x1a).flare.controller.v1.SetNodeStateResponse\x12]\n" +
 	"\n" +
 	"SetBalance\x12&.flare.controller.v1.SetBalanceRequest\x1a'.flare.controller.v1.SetBalanceResponse\x12`\n" +
@@ -674,18 +675,20 @@ var file_flare_controller_v1_controller_proto_goTypes = []any{
 	(v1.Role)(0),                    // 12: flare.agent.v1.Role
 	(v1.State)(0),                   // 13: flare.agent.v1.State
 	(*v1.Lsn)(nil),                  // 14: flare.agent.v1.Lsn
-	(*SetNodeStateRequest)(nil),     // 15: flare.controller.v1.SetNodeStateRequest
-	(*SetBalanceRequest)(nil),       // 16: flare.controller.v1.SetBalanceRequest
-	(*ForceMasterRequest)(nil),      // 17: flare.controller.v1.ForceMasterRequest
-	(*PauseRequest)(nil),            // 18: flare.controller.v1.PauseRequest
-	(*ResumeRequest)(nil),           // 19: flare.controller.v1.ResumeRequest
-	(*OverrideBreakerRequest)(nil),  // 20: flare.controller.v1.OverrideBreakerRequest
-	(*SetNodeStateResponse)(nil),    // 21: flare.controller.v1.SetNodeStateResponse
-	(*SetBalanceResponse)(nil),      // 22: flare.controller.v1.SetBalanceResponse
-	(*ForceMasterResponse)(nil),     // 23: flare.controller.v1.ForceMasterResponse
-	(*PauseResponse)(nil),           // 24: flare.controller.v1.PauseResponse
-	(*ResumeResponse)(nil),          // 25: flare.controller.v1.ResumeResponse
-	(*OverrideBreakerResponse)(nil), // 26: flare.controller.v1.OverrideBreakerResponse
+	(*PlanRequest)(nil),             // 15: flare.controller.v1.PlanRequest
+	(*SetNodeStateRequest)(nil),     // 16: flare.controller.v1.SetNodeStateRequest
+	(*SetBalanceRequest)(nil),       // 17: flare.controller.v1.SetBalanceRequest
+	(*ForceMasterRequest)(nil),      // 18: flare.controller.v1.ForceMasterRequest
+	(*PauseRequest)(nil),            // 19: flare.controller.v1.PauseRequest
+	(*ResumeRequest)(nil),           // 20: flare.controller.v1.ResumeRequest
+	(*OverrideBreakerRequest)(nil),  // 21: flare.controller.v1.OverrideBreakerRequest
+	(*PlanResponse)(nil),            // 22: flare.controller.v1.PlanResponse
+	(*SetNodeStateResponse)(nil),    // 23: flare.controller.v1.SetNodeStateResponse
+	(*SetBalanceResponse)(nil),      // 24: flare.controller.v1.SetBalanceResponse
+	(*ForceMasterResponse)(nil),     // 25: flare.controller.v1.ForceMasterResponse
+	(*PauseResponse)(nil),           // 26: flare.controller.v1.PauseResponse
+	(*ResumeResponse)(nil),          // 27: flare.controller.v1.ResumeResponse
+	(*OverrideBreakerResponse)(nil), // 28: flare.controller.v1.OverrideBreakerResponse
 }
 var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	9,  // 0: flare.controller.v1.AttachRequest.status:type_name -> flare.agent.v1.AgentStatus
@@ -701,23 +704,25 @@ var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 10: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
 	2,  // 11: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
 	4,  // 12: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
-	15, // 13: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
-	16, // 14: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
-	17, // 15: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
-	18, // 16: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
-	19, // 17: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
-	20, // 18: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
-	1,  // 19: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
-	3,  // 20: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
-	5,  // 21: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
-	21, // 22: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
-	22, // 23: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
-	23, // 24: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
-	24, // 25: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
-	25, // 26: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
-	26, // 27: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
-	19, // [19:28] is the sub-list for method output_type
-	10, // [10:19] is the sub-list for method input_type
+	15, // 13: flare.controller.v1.ControllerService.Plan:input_type -> flare.controller.v1.PlanRequest
+	16, // 14: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
+	17, // 15: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
+	18, // 16: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
+	19, // 17: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
+	20, // 18: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
+	21, // 19: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
+	1,  // 20: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
+	3,  // 21: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
+	5,  // 22: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
+	22, // 23: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
+	23, // 24: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
+	24, // 25: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
+	25, // 26: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
+	26, // 27: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
+	27, // 28: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
+	28, // 29: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
+	20, // [20:30] is the sub-list for method output_type
+	10, // [10:20] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -729,6 +734,7 @@ func file_flare_controller_v1_controller_proto_init() {
 		return
 	}
 	file_flare_controller_v1_override_proto_init()
+	file_flare_controller_v1_plan_proto_init()
 	file_flare_controller_v1_controller_proto_msgTypes[7].OneofWrappers = []any{}
 	file_flare_controller_v1_controller_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}

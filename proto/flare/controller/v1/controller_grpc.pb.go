@@ -127,6 +127,7 @@ var AgentLinkService_ServiceDesc = grpc.ServiceDesc{
 const (
 	ControllerService_GetTopology_FullMethodName     = "/flare.controller.v1.ControllerService/GetTopology"
 	ControllerService_WatchTopology_FullMethodName   = "/flare.controller.v1.ControllerService/WatchTopology"
+	ControllerService_Plan_FullMethodName            = "/flare.controller.v1.ControllerService/Plan"
 	ControllerService_SetNodeState_FullMethodName    = "/flare.controller.v1.ControllerService/SetNodeState"
 	ControllerService_SetBalance_FullMethodName      = "/flare.controller.v1.ControllerService/SetBalance"
 	ControllerService_ForceMaster_FullMethodName     = "/flare.controller.v1.ControllerService/ForceMaster"
@@ -145,6 +146,8 @@ type ControllerServiceClient interface {
 	GetTopology(ctx context.Context, in *GetTopologyRequest, opts ...grpc.CallOption) (*GetTopologyResponse, error)
 	// WatchTopology sends the topology at once and then after each change.
 	WatchTopology(ctx context.Context, in *WatchTopologyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTopologyResponse], error)
+	// Plan tells what a spec would bring about, and changes nothing.
+	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
 	// SetNodeState is node state of the index protocol: it takes a node down, or tells
 	// that a filled one is ready or active. Refusals: no_such_node, bad_state,
 	// not_preparing, not_ready, bad_partition, grant_required (only its master knows
@@ -207,6 +210,16 @@ func (c *controllerServiceClient) WatchTopology(ctx context.Context, in *WatchTo
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ControllerService_WatchTopologyClient = grpc.ServerStreamingClient[WatchTopologyResponse]
+
+func (c *controllerServiceClient) Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Plan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *controllerServiceClient) SetNodeState(ctx context.Context, in *SetNodeStateRequest, opts ...grpc.CallOption) (*SetNodeStateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -278,6 +291,8 @@ type ControllerServiceServer interface {
 	GetTopology(context.Context, *GetTopologyRequest) (*GetTopologyResponse, error)
 	// WatchTopology sends the topology at once and then after each change.
 	WatchTopology(*WatchTopologyRequest, grpc.ServerStreamingServer[WatchTopologyResponse]) error
+	// Plan tells what a spec would bring about, and changes nothing.
+	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
 	// SetNodeState is node state of the index protocol: it takes a node down, or tells
 	// that a filled one is ready or active. Refusals: no_such_node, bad_state,
 	// not_preparing, not_ready, bad_partition, grant_required (only its master knows
@@ -317,6 +332,9 @@ func (UnimplementedControllerServiceServer) GetTopology(context.Context, *GetTop
 }
 func (UnimplementedControllerServiceServer) WatchTopology(*WatchTopologyRequest, grpc.ServerStreamingServer[WatchTopologyResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchTopology not implemented")
+}
+func (UnimplementedControllerServiceServer) Plan(context.Context, *PlanRequest) (*PlanResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Plan not implemented")
 }
 func (UnimplementedControllerServiceServer) SetNodeState(context.Context, *SetNodeStateRequest) (*SetNodeStateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetNodeState not implemented")
@@ -385,6 +403,24 @@ func _ControllerService_WatchTopology_Handler(srv interface{}, stream grpc.Serve
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ControllerService_WatchTopologyServer = grpc.ServerStreamingServer[WatchTopologyResponse]
+
+func _ControllerService_Plan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Plan(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Plan_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Plan(ctx, req.(*PlanRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _ControllerService_SetNodeState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetNodeStateRequest)
@@ -504,6 +540,10 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetTopology",
 			Handler:    _ControllerService_GetTopology_Handler,
+		},
+		{
+			MethodName: "Plan",
+			Handler:    _ControllerService_Plan_Handler,
 		},
 		{
 			MethodName: "SetNodeState",
