@@ -21,14 +21,17 @@ func quick(n *testNode) {
 	n.opts.ReplicationTimeout = 250 * time.Millisecond
 }
 
+// unhurried is for tests in which no replica is to be given up, however slow it is.
+func unhurried(n *testNode) { n.opts.ReplicationTimeout = patience }
+
 // twoPartitions starts a master and a slave for each of two partitions, in
 // sync mode, and waits until all are in sync.
-func twoPartitions(t *testing.T) (*testIndex, []*testNode) {
+func twoPartitions(t *testing.T, tunes ...tune) (*testIndex, []*testNode) {
 	t.Helper()
 	x := newTestIndex(t)
 	var nodes []*testNode
 	for range 4 {
-		nodes = append(nodes, startNode(t, x, syncMode))
+		nodes = append(nodes, startNode(t, x, append(tunes, syncMode)...))
 	}
 	x.master(nodes[0].key(), 0)
 	x.master(nodes[1].key(), 1)
@@ -54,7 +57,7 @@ func inSync(t *testing.T, x *testIndex, slaves ...*testNode) {
 }
 
 func TestEveryNodeAnswersForAll(t *testing.T) {
-	_, nodes := twoPartitions(t)
+	_, nodes := twoPartitions(t, unhurried)
 	for i, n := range nodes {
 		c := dial(t, n)
 		for k := range 10 {
@@ -90,7 +93,7 @@ func TestEveryNodeAnswersForAll(t *testing.T) {
 }
 
 func TestReplicasFollow(t *testing.T) {
-	x, nodes := twoPartitions(t)
+	x, nodes := twoPartitions(t, unhurried)
 	c := dial(t, nodes[0])
 	for i := range 50 {
 		c.ask(fmt.Sprintf("set k%d 0 0 1\r\nx\r\n", i), "STORED\r\n")
@@ -459,7 +462,7 @@ func TestPlainIndex(t *testing.T) {
 }
 
 func TestPipelining(t *testing.T) {
-	_, nodes := twoPartitions(t)
+	_, nodes := twoPartitions(t, unhurried)
 	c := dial(t, nodes[3])
 	var ask, want strings.Builder
 	for i := range 2000 {
@@ -471,7 +474,7 @@ func TestPipelining(t *testing.T) {
 }
 
 func TestBigValue(t *testing.T) {
-	_, nodes := twoPartitions(t)
+	_, nodes := twoPartitions(t, unhurried)
 	value := bytes.Repeat([]byte("0123456789abcde\n"), 128<<10) // 2 MiB, more than any buffer
 	for i, n := range nodes {
 		c := dial(t, n)

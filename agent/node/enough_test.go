@@ -95,7 +95,7 @@ func TestMinInSync(t *testing.T) {
 // TestMinInSyncHandover: the old master is a moment behind after a handover; writes
 // wait for it instead of being refused.
 func TestMinInSyncHandover(t *testing.T) {
-	x, master, slave := pair(t, syncMode, func(n *testNode) { n.opts.ReplicationMinInSync = 2 })
+	x, master, slave := pair(t, syncMode, unhurried, func(n *testNode) { n.opts.ReplicationMinInSync = 2 })
 	load := startLoad(t, 4, master, slave)
 	for range 4 {
 		load.more(50)

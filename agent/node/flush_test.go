@@ -11,7 +11,7 @@ import (
 // flush_all is for the node that it is sent to: the master's partition with its
 // replicas, which have what their master has, and no other partition.
 func TestBug29FlushAllIsLocal(t *testing.T) {
-	_, nodes := twoPartitions(t)
+	_, nodes := twoPartitions(t, unhurried)
 	c := dial(t, nodes[0])
 	var keys [2][]string
 	for i := range 40 {

@@ -111,7 +111,7 @@ func (l *steadyLoad) end() {
 // while clients write through every node: nobody sees an error, and what was
 // acknowledged is there on both sides.
 func TestHandoverUnderLoad(t *testing.T) {
-	x, nodes := twoPartitions(t)
+	x, nodes := twoPartitions(t, unhurried)
 	load := startLoad(t, 4, nodes...)
 	from, to := nodes[0], nodes[2]
 	for round := range 6 {
@@ -232,7 +232,7 @@ func TestHandoverRefused(t *testing.T) {
 // TestHandoverAnswerLost: the index made the replica the master, and neither its
 // answer nor the map comes. Writes wait until it can be asked again.
 func TestHandoverAnswerLost(t *testing.T) {
-	x, nodes := twoPartitions(t)
+	x, nodes := twoPartitions(t, unhurried)
 	master, slave := nodes[0], nodes[2]
 	x.mu.Lock()
 	x.lossy = 1
@@ -282,7 +282,7 @@ func TestHandoverAnswerLost(t *testing.T) {
 // TestHandoverIndexGone: nobody could be asked, so nothing has happened, and writes
 // that waited are executed here.
 func TestHandoverIndexGone(t *testing.T) {
-	x, nodes := twoPartitions(t)
+	x, nodes := twoPartitions(t, unhurried)
 	master := nodes[0]
 	x.listener.Close()
 	done := make(chan error, 1)
@@ -306,7 +306,7 @@ func TestHandoverIndexGone(t *testing.T) {
 // TestLeaveHandsOver: a node that is told to stop hands its role over first; the
 // index promotes nobody by itself.
 func TestLeaveHandsOver(t *testing.T) {
-	x, nodes := twoPartitions(t)
+	x, nodes := twoPartitions(t, unhurried)
 	load := startLoad(t, 3, nodes[1:]...)
 	load.more(50)
 	nodes[0].stop()

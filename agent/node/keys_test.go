@@ -22,7 +22,7 @@ func keyLines(keys []string) string {
 // TestBug28KeysAsksEveryPartition: the original hashes the prefix and so finds the
 // keys of one partition only.
 func TestBug28KeysAsksEveryPartition(t *testing.T) {
-	_, nodes := twoPartitions(t)
+	_, nodes := twoPartitions(t, unhurried)
 	c := dial(t, nodes[0])
 	var all, other []string
 	parts := map[int]int{}
