@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -266,7 +265,7 @@ func TestHandoverTargetKilled(t *testing.T) {
 	load := startWrites(t, 4, from)
 	load.more(t, 200)
 	// It reads and acknowledges nothing any more, so that it cannot drain.
-	if err := syscall.Kill(to.Flared.PID(), syscall.SIGSTOP); err != nil {
+	if err := to.Flared.Freeze(); err != nil {
 		t.Fatal(err)
 	}
 	result := make(chan error, 1)
@@ -308,7 +307,7 @@ func TestHandoverControllerKilled(t *testing.T) {
 	to := otherNode(c, from)
 	load := startWrites(t, 4, c.Nodes...)
 	load.more(t, 200)
-	if err := syscall.Kill(c.Controller.PID(), syscall.SIGSTOP); err != nil {
+	if err := c.Controller.Freeze(); err != nil {
 		t.Fatal(err)
 	}
 	type outcome struct {

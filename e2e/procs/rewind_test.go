@@ -7,7 +7,6 @@ import (
 	"net"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -81,7 +80,7 @@ func TestOldMasterRewinds(t *testing.T) {
 	}
 
 	for _, n := range others {
-		if err := syscall.Kill(n.Flared.PID(), syscall.SIGSTOP); err != nil {
+		if err := n.Flared.Freeze(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -95,7 +94,7 @@ func TestOldMasterRewinds(t *testing.T) {
 	}
 	old.Flared.Kill()
 	for _, n := range others {
-		if err := syscall.Kill(n.Flared.PID(), syscall.SIGCONT); err != nil {
+		if err := n.Flared.Thaw(); err != nil {
 			t.Fatal(err)
 		}
 	}
