@@ -128,6 +128,7 @@ func (w *work) insert(n Node, reason string) {
 		n.Home, n.Floor = d.Removed[i].Home, d.Removed[i].Floor
 		d.Removed = slices.Delete(d.Removed, i, i+1)
 	}
+	n.Zone = w.s.zone(n.Key())
 	n.ThreadType = d.NextThread
 	d.NextThread++
 	i, _ := d.find(n.Key())

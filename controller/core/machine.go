@@ -52,7 +52,6 @@ func (w *work) next(step StepName) StepName {
 		return StepListPods
 	case StepListPods:
 		w.adopt()
-		w.noteZones()
 		w.scale()
 		return StepDetectDead
 	case StepDetectDead:

@@ -66,6 +66,7 @@ const (
 	ReasonHealthy          = "healthy"
 	ReasonForming          = "forming"
 	ReasonReplicaMissing   = "replica_missing"
+	ReasonNotEnoughInSync  = "not_enough_in_sync"
 	ReasonReplicaCatchUp   = "replica_catching_up"
 	ReasonAsWanted         = "as_wanted"
 	ReasonApplied          = "applied"

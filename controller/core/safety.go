@@ -245,10 +245,10 @@ func (w *work) countLosses() Losses {
 			continue
 		}
 		lost := w.lost(n)
-		if name := s.zone(n.Key()); name != "" {
-			i := slices.IndexFunc(zones, func(z zone) bool { return z.name == name })
+		if n.Zone != "" {
+			i := slices.IndexFunc(zones, func(z zone) bool { return z.name == n.Zone })
 			if i < 0 {
-				zones = append(zones, zone{name: name})
+				zones = append(zones, zone{name: n.Zone})
 				i = len(zones) - 1
 			}
 			zones[i].nodes++
@@ -401,12 +401,10 @@ func (w *work) short() bool {
 	return slices.ContainsFunc(nodes, func(have int) bool { return have < w.s.Spec.Replicas })
 }
 
-// noteZones keeps the nodes' zones, which nobody can tell of when a node is gone.
-func (w *work) noteZones() {
-	s := &w.s
-	for i := range s.Durable.Nodes {
-		n := &s.Durable.Nodes[i]
-		if z := s.zone(n.Key()); z != "" && z != n.Zone {
+// noteZone keeps the zone of a node, which nobody can tell of when the node is gone.
+func (w *work) noteZone(key string) {
+	if n := w.s.Durable.node(key); n != nil {
+		if z := w.s.zone(key); z != n.Zone {
 			n.Zone, w.dirty = z, true
 		}
 	}

@@ -18,7 +18,7 @@ import (
 // all invariants, and the state against its JSON form.
 //
 //	spec partitions=2 replicas=2 [generation=1] [maxdown=50 (percent, default 100)] [zoneloss=hold]
-//	    [grace=10 (seconds, default 10)] [paused=true]
+//	    [grace=10 (seconds, default 10)] [paused=true] [mininsync=2]
 //	tick 200                           milliseconds that pass
 //	add a:1                            and hello, role, state, behind, remove, shutdown
 //	handover a:1 b:1 e/s               by a master, with the epoch and the target's grant
@@ -177,6 +177,8 @@ func (w *scenario) line(line string) {
 				w.t.Fatal(err)
 			}
 			switch k {
+			case "mininsync":
+				spec.MinInSync = n
 			case "maxdown":
 				spec.Failover.MinUp = (100 - n) * Million / 100
 			case "grace":

@@ -89,7 +89,7 @@ func StatusOf(s State) Status {
 			st.NodesReady++
 		}
 	}
-	var down, forming, missing, filling []string
+	var down, forming, starved, missing, filling []string
 	for _, p := range st.Partitions {
 		name := fmt.Sprint(p.Number)
 		switch {
@@ -97,6 +97,8 @@ func StatusOf(s State) Status {
 			forming = append(forming, name)
 		case p.State == PartitionDown:
 			down = append(down, name)
+		case 1+len(p.InSync) < s.Spec.MinInSync:
+			starved = append(starved, name)
 		case p.State == PartitionDegraded && len(p.InSync)+len(p.Preparing) < s.Spec.Replicas-1:
 			missing = append(missing, name)
 		case p.State == PartitionDegraded:
@@ -127,6 +129,9 @@ func StatusOf(s State) Status {
 			ready.Message = of(down) + ": the master is down, and no roles change by themselves: " + r.Message
 		}
 		degraded.True, degraded.Reason, degraded.Message = true, ReasonMasterDown, ready.Message
+	case len(starved) > 0:
+		degraded.True, degraded.Reason, degraded.Message = true, ReasonNotEnoughInSync,
+			fmt.Sprintf("%s: fewer than %d nodes are in sync (replication.minInSync), so writes are refused", of(starved), s.Spec.MinInSync)
 	case len(missing) > 0:
 		degraded.True, degraded.Reason, degraded.Message = true, ReasonReplicaMissing, of(missing)+": fewer replicas than asked for"
 	case len(filling) > 0:
@@ -158,6 +163,8 @@ func StatusOf(s State) Status {
 		st.Phase = PhaseForming
 	case !ready.True:
 		st.Phase = PhaseUnavailable
+	case len(starved) > 0:
+		st.Phase, worst = PhaseUnavailable, degraded
 	case degraded.True:
 		st.Phase, worst = PhaseDegraded, degraded
 		if degraded.Reason == ReasonReplicaCatchUp {

@@ -74,6 +74,9 @@ func (w *work) fold(in Input) {
 		s.Members = in.Members
 		s.Members.List = slices.Clone(in.Members.List)
 		slices.SortFunc(s.Members.List, func(a, b Member) int { return strings.Compare(a.Key, b.Key) })
+		for _, m := range s.Members.List {
+			w.noteZone(m.Key)
+		}
 	case AgentReport:
 		if s.Started != 0 {
 			s.Now = max(s.Now, in.Now)
@@ -81,6 +84,7 @@ func (w *work) fold(in Input) {
 		w.heed(in)
 		o := s.see(in.Key)
 		o.Agent, o.AgentAt, o.Report = true, s.Now, in
+		w.noteZone(in.Key)
 		if in.Alive {
 			w.raiseVersion(in.MapVersion)
 		}

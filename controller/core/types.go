@@ -296,6 +296,7 @@ type Spec struct {
 	Generation int64
 	Partitions int
 	Replicas   int // nodes per partition, master included
+	MinInSync  int // of them in sync, master included, for it to take writes; 0: it does not matter
 	Meta       topology.Meta
 	Config     string // text of the options file
 	Failover   FailoverPolicy

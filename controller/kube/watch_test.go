@@ -108,7 +108,7 @@ func TestWatchObservesSpecAndMembers(t *testing.T) {
 
 	spec := x.spec("the spec", func(core.Spec) bool { return true })
 	wantSpec := core.Spec{Known: true, Generation: 1, Partitions: 1, Replicas: 2, Meta: topology.DefaultMeta(), Config: v1.RenderConfig(w.cluster.Spec),
-		Failover: core.FailoverPolicy{MinUp: core.Million / 2, Grace: 120_000}}
+		MinInSync: 1, Failover: core.FailoverPolicy{MinUp: core.Million / 2, Grace: 120_000}}
 	if spec != wantSpec {
 		t.Errorf("spec %+v, want %+v", spec, wantSpec)
 	}

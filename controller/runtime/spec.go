@@ -8,6 +8,14 @@ import (
 	"github.com/flarekv/flare/proto/topology"
 )
 
+// minInSync is how many nodes must be in sync; in mode async nobody waits for any.
+func minInSync(r v1.ReplicationSpec) int {
+	if r.Mode == v1.ReplicationAsync {
+		return 0
+	}
+	return int(r.MinInSync)
+}
+
 // SpecOf translates what a FlareCluster asks for into what the core works to,
 // the same for every Backend. Absent fields take their defaults.
 func SpecOf(spec v1.FlareClusterSpec, generation int64) core.Spec {
@@ -22,6 +30,7 @@ func SpecOf(spec v1.FlareClusterSpec, generation int64) core.Spec {
 		Replicas:   int(s.Replicas),
 		Meta:       meta,
 		Config:     v1.RenderConfig(s),
+		MinInSync:  minInSync(s.Replication),
 		Failover: core.FailoverPolicy{
 			MinUp:    core.Million - int(math.Round(*s.Failover.MaxDownFraction*core.Million)),
 			HoldZone: s.Failover.OnZoneLoss == v1.ZoneLossHold,

@@ -192,3 +192,64 @@ func TestPausedThenGrace(t *testing.T) {
 	}
 	waitReady(t, c)
 }
+
+// TestLastCopyLost loses the only node that has all acknowledged writes. The other one
+// becomes master only by somebody who accepts that.
+func TestLastCopyLost(t *testing.T) {
+	t.Parallel()
+	c := start(t, Options{Partitions: 1, Replicas: 2})
+	people := admin(t, c)
+	m := master(t, c, 0)
+	r := replicaOf(c, m)
+	cl := client(m.Addr)
+	defer cl.Close()
+	if err := cl.Set(&memcache.Item{Key: "both", Value: []byte("v")}); err != nil {
+		t.Fatal(err)
+	}
+	r.Flared.Kill()
+	eventually(t, 30*time.Second, "the master goes on alone", func() error {
+		return cl.Set(&memcache.Item{Key: "alone", Value: []byte("v")})
+	})
+	m.Flared.Kill()
+	waitCondition(t, c, "Ready", false, "master_down")
+	if err := r.Flared.Start(); err != nil {
+		t.Fatal(err)
+	}
+	force := &controllerv1.ForceMasterRequest{Node: r.Addr, Partition: new(uint32(0)), Reason: "its disk burnt"}
+	eventually(t, 30*time.Second, "it is refused for what it loses", func() error {
+		_, err := people.ForceMaster(t.Context(), force)
+		if reason := reasonOf(err); reason != "data_loss" {
+			return fmt.Errorf("refused for %q: %w", reason, err)
+		}
+		return nil
+	})
+	force.AllowDataLoss, force.DryRun = true, true
+	tried, err := people.ForceMaster(t.Context(), force)
+	if err != nil || len(tried.Outcome.Changes) == 0 {
+		t.Fatalf("%v, %v", tried, err)
+	}
+	if top, err := c.Topology(t.Context()); err != nil || top.Partitions[0].Master != "" {
+		t.Fatalf("after a dry run: %v, %v", top, err)
+	}
+	force.DryRun = false
+	if _, err := people.ForceMaster(t.Context(), force); err != nil {
+		t.Fatal(err)
+	}
+	last := client(r.Addr)
+	defer last.Close()
+	eventually(t, 30*time.Second, "it takes writes", func() error {
+		return last.Set(&memcache.Item{Key: "after", Value: []byte("v")})
+	})
+	if got, err := last.Get("both"); err != nil || string(got.Value) != "v" {
+		t.Errorf("what both had: %v, %v", got, err)
+	}
+	waitLog(t, c.Controller, `"data_loss_allowed"`, 1)
+	// The former master rejoins, and gives up what only it had.
+	if err := m.Flared.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, c)
+	if _, err := people.ForceMaster(t.Context(), force); reasonOf(err) != "has_master" {
+		t.Errorf("once more: %v", err)
+	}
+}

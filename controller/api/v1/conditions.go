@@ -35,6 +35,9 @@ const (
 	// ReasonMasterDown: a partition has no master that is up, and no replica that
 	// may be promoted.
 	ReasonMasterDown = "master_down"
+	// ReasonNotEnoughInSync: a partition refuses writes, because fewer of its nodes are
+	// in sync than replication.minInSync asks for.
+	ReasonNotEnoughInSync = "not_enough_in_sync"
 	// ReasonReplicaMissing: a partition has fewer replicas than asked for.
 	ReasonReplicaMissing = "replica_missing"
 	// ReasonReplicaCatchingUp: a replica is being filled or catches up.
