@@ -412,7 +412,7 @@ func TestAttach(t *testing.T) {
 		t.Fatalf("confirmation: %v, %v", r, err)
 	}
 	want := core.AgentReport{
-		Key: "b:12121", Zone: "z1", Alive: true, Instance: "abc", Serving: true, MapVersion: 7,
+		Peer: "127.0.0.1", Key: "b:12121", Zone: "z1", Alive: true, Instance: "abc", Serving: true, MapVersion: 7,
 		Role: topology.Slave, State: topology.Active, Partition: 1, LSN: topology.LSN{Epoch: 2, Index: 5},
 		DataPartition: 1, History: "h", ConfigGeneration: 4,
 	}

@@ -33,6 +33,8 @@ const (
 	ReasonNodeChanged     = "node_changed"
 	ReasonReportTimeout   = "report_timeout"
 	ReasonLinkReplaced    = "link_replaced"
+	ReasonAgentOfNoPod    = "agent_of_no_pod"
+	ReasonAgentOfOtherPod = "agent_of_other_pod"
 	ReasonInternalFailure = "internal"
 )
 

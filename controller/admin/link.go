@@ -1,13 +1,19 @@
 package admin
 
 import (
+	"context"
 	"errors"
 	"io"
+	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/flarekv/flare/controller/core"
@@ -27,28 +33,56 @@ type links struct {
 // link is one Attach call. replaced is closed when a newer one speaks for its node.
 type link struct {
 	node     string
+	peer     string    // address of its agent
 	started  time.Time // of its agent; zero when it does not say
 	replaced chan struct{}
 	grants   chan core.GrantLease // capacity 1: the last one that was not sent yet
 }
 
-// attach makes a new link speak for a node. It returns nil when one of a later
-// agent does.
-func (ls *links) attach(node string, started time.Time) *link {
+// attach makes a new link speak for a node, unless who opened it may not: the
+// answer then says why.
+func (ls *links) attach(node, from string, started time.Time, members core.Members) (*link, error) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	l := &link{node: node, started: started, replaced: make(chan struct{}), grants: make(chan core.GrantLease, 1)}
-	if old := ls.by[node]; old != nil {
-		if old.started.After(started) {
-			return nil
-		}
+	old := ls.by[node]
+	if err := refuseAgent(node, from, started, old, members); err != nil {
+		return nil, err
+	}
+	if old != nil {
 		close(old.replaced)
 	}
+	l := &link{node: node, peer: from, started: started, replaced: make(chan struct{}), grants: make(chan core.GrantLease, 1)}
 	if ls.by == nil {
 		ls.by = make(map[string]*link)
 	}
 	ls.by[node] = l
-	return l
+	return l, nil
+}
+
+// refuseAgent tells why an agent may not speak for a node: because the workload has
+// no such node, because it comes from the pod of another, or because another agent
+// does already, which started later or is where the node is. One that is there and
+// silent counts as lost after the report timeout.
+func refuseAgent(node, from string, started time.Time, present *link, members core.Members) error {
+	i, known := slices.BinarySearchFunc(members.List, node, func(m core.Member, key string) int { return strings.Compare(m.Key, key) })
+	var pod core.Member
+	if known {
+		pod = members.List[i]
+	}
+	at := func(p string) bool { return pod.Exists && pod.Address != "" && pod.Address == p }
+	switch {
+	case members.Known && !known:
+		return refusal(codes.PermissionDenied, ReasonAgentOfNoPod, "%s is not the name of any pod of this cluster", node)
+	case members.OtherPod(node, from):
+		return refusal(codes.PermissionDenied, ReasonAgentOfOtherPod, "%s is the address of another pod than %s", from, node)
+	case present == nil || at(from) && !at(present.peer):
+		return nil
+	case present.peer != from && (at(present.peer) || !members.Known):
+		return refusal(codes.PermissionDenied, core.RefuseNameInUse, "the agent of %s is linked from another address", node)
+	case present.started.After(started):
+		return refusal(codes.Aborted, ReasonLinkReplaced, "an agent that started later speaks for %s", node)
+	}
+	return nil
 }
 
 // detach forgets l and calls lost if l was the link that spoke for its node.
@@ -79,6 +113,30 @@ func (ls *links) grant(g core.GrantLease) {
 	l.grants <- g // only this function sends, under the lock
 }
 
+// peerAddress returns the address that a call came from, without the port; empty
+// when not known.
+func peerAddress(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(p.Addr.String())
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
+// reasonIn returns the machine-readable reason of a refusal, empty for another error.
+func reasonIn(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return ""
+}
+
 func (ls *links) count() int {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
@@ -91,16 +149,26 @@ type agentLinkService struct {
 	s *Server
 }
 
-// Attach hands each report to the cluster and confirms it; leases go the other way
+// Attach counts the links that were refused, or ended because of what came over them.
+func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.AttachRequest, controllerv1.AttachResponse]) error {
+	err := a.attach(stream)
+	if reason := reasonIn(err); reason != "" && reason != ReasonNotLeader {
+		a.s.metrics.agentRefusals.WithLabelValues(reason).Inc()
+	}
+	return err
+}
+
+// attach hands each report to the cluster and confirms it; leases go the other way
 // as the core grants them. A link that is silent for the report timeout is lost,
 // whatever TCP says.
-func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.AttachRequest, controllerv1.AttachResponse]) error {
+func (a *agentLinkService) attach(stream grpc.BidiStreamingServer[controllerv1.AttachRequest, controllerv1.AttachResponse]) error {
 	s := a.s
 	cluster, err := s.lead()
 	if err != nil {
 		return err
 	}
 	ctx := stream.Context()
+	from := peerAddress(ctx)
 
 	// Recv cannot be interrupted but by the end of this call, so it has a goroutine
 	// of its own. It ends with the call: ctx ends then, and Recv with it.
@@ -166,6 +234,7 @@ func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.A
 		if err != nil {
 			return refusal(codes.InvalidArgument, ReasonNodeInvalid, "%v", err)
 		}
+		report.Peer = from
 		node := report.Key
 		switch {
 		case self == nil:
@@ -173,8 +242,8 @@ func (a *agentLinkService) Attach(stream grpc.BidiStreamingServer[controllerv1.A
 			if at := r.req.GetStatus().GetAgentStartedAt(); at != nil {
 				started = at.AsTime()
 			}
-			if self = s.links.attach(node, started); self == nil {
-				return refusal(codes.Aborted, ReasonLinkReplaced, "an agent that started later speaks for %s", node)
+			if self, err = s.links.attach(node, from, started, cluster.Topology().Members); err != nil {
+				return err
 			}
 			replaced, grants = self.replaced, self.grants
 			s.log.Info("agent link up", "node", node)

@@ -30,6 +30,7 @@ type Metrics struct {
 	requestErrors *prometheus.CounterVec
 	reconcile     prometheus.Histogram
 	view          *viewCollector
+	doors
 
 	mu      sync.Mutex
 	decided time.Time // when the reconcile that waits for durability began to; zero for none
@@ -79,7 +80,8 @@ func newMetrics(s *Server) *Metrics {
 			Help:    "From a decision to the moment when it is durable and handed out.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2.5, 10),
 		}),
-		view: &viewCollector{s: s},
+		view:  &viewCollector{s: s},
+		doors: newDoors(),
 	}
 }
 
@@ -87,6 +89,7 @@ func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.failovers, m.handovers, m.failoverTime, m.handoverTime, m.decisions, m.refused, m.apiRetries,
 		m.broadcasts, m.persists, m.persistErrors, m.requestErrors, m.reconcile, m.view,
+		m.indexRefusals, m.agentRefusals, m.steps,
 	}
 }
 

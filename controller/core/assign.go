@@ -23,6 +23,9 @@ func (w *work) judgeSpec() {
 	switch spec := s.Spec; {
 	case spec.Partitions < 1 || spec.Replicas < 1:
 		s.Refusal = Refusal{ReasonSpecInvalid, fmt.Sprintf("partitions %d, replicas %d: both must be at least 1", spec.Partitions, spec.Replicas)}
+	case established == 0 && spec.Partitions*spec.Replicas > maxWanted:
+		s.Refusal = Refusal{ReasonSpecInvalid, fmt.Sprintf("%d partitions of %d nodes: want at most %d nodes, whose map can be saved in one object of Kubernetes",
+			spec.Partitions, spec.Replicas, maxWanted)}
 	case established == 0:
 		if err := spec.Meta.Validate(); err != nil {
 			s.Refusal = Refusal{ReasonSpecInvalid, err.Error()}
@@ -57,11 +60,12 @@ func (w *work) adopt() {
 	if !s.Spec.Known {
 		return
 	}
-	for _, o := range slices.Clone(s.Seen) {
-		r := o.Report
-		if !o.Agent || !r.Alive || !r.Serving || r.Instance == "" {
+	for i := range s.Seen {
+		o := &s.Seen[i] // stays: what is taken into the map here has its record already
+		if !o.Agent || !o.Report.Alive || !o.Report.Serving || o.Report.Instance == "" {
 			continue
 		}
+		r := o.Report
 		if n := s.Durable.node(o.Key); n != nil {
 			// Somebody registered it after it had said hello: a stray, or late, node add.
 			if n.up() && !n.Extended && o.AgentAt >= o.AddedAt+helloWait {
@@ -504,8 +508,8 @@ func (w *work) fill() {
 	for p := range plan {
 		m := w.master(p)
 		closed[p] = m == nil || m.State != topology.Active
-		for _, n := range d.Nodes {
-			if n.Partition == p && n.up() {
+		for _, i := range w.of(p) {
+			if n := &d.Nodes[i]; n.up() {
 				plan[p] = append(plan[p], candidate{key: n.Key(), zone: s.zone(n.Key())})
 			}
 		}
@@ -603,8 +607,8 @@ func (w *work) shrink() {
 	}
 	for p := range s.Durable.Partitions {
 		var slaves []Node
-		for _, n := range s.Durable.Nodes {
-			if n.Role == topology.Slave && n.Partition == p {
+		for _, i := range w.of(p) {
+			if n := s.Durable.Nodes[i]; n.Role == topology.Slave {
 				slaves = append(slaves, n)
 			}
 		}

@@ -21,12 +21,12 @@ func (w *work) command(c Command) {
 	key := nodeKey(c.Name, c.Port)
 	switch c.Verb {
 	case VerbAdd:
-		if w.add(c, key) {
-			w.commit()
-			r.Nodes = w.s.Durable.Map().Nodes
-		} else {
-			r.Err, r.Reason = failAdd, RefuseNotNow
+		if r.Reason = w.add(c, key); r.Reason != "" {
+			r.Err = failAdd
+			break
 		}
+		w.commit()
+		r.Nodes = w.s.Durable.Map().Nodes
 	case VerbHello:
 		r.Err = w.hello(c, key)
 	case VerbRole:
@@ -76,30 +76,42 @@ func (w *work) command(c Command) {
 // saysWhy reports whether a refusal whose text flarei's tools know is told with its
 // reason all the same: flarei never refuses for one of these.
 func saysWhy(reason string) bool {
-	return reason == RefuseGrantRequired || reason == RefuseDataLoss || reason == RefuseLease
+	switch reason {
+	case RefuseGrantRequired, RefuseDataLoss, RefuseLease,
+		RefuseBadName, RefuseMapFull, RefuseUnproven, RefuseOtherPod, RefuseNameInUse:
+		return true
+	}
+	return false
 }
 
 // add registers a node. An unknown one becomes a proxy; one that is down is
 // listed as it is and comes up with the next answered ping; any other is
 // refused, and when it is a node of ours, the attempt itself is evidence that
-// the process that was registered has ended.
-func (w *work) add(c Command, key string) bool {
+// the process that was registered has ended. It returns why it is refused.
+func (w *work) add(c Command, key string) string {
 	d := &w.s.Durable
 	if !w.s.Spec.Known && len(d.Partitions) == 0 {
-		return false // which hash and how many partitions is not known yet
+		return RefuseNotNow // which hash and how many partitions is not known yet
+	}
+	if w.otherPod(key, c.Peer) {
+		return RefuseOtherPod
 	}
 	n := d.node(key)
-	if n == nil && len(d.Nodes) >= maxNodes+2*w.s.wantedNodes() {
-		return false // anybody can register; the map must stay small enough to be saved
-	}
 	if n == nil {
-		w.insert(Node{Name: c.Name, Port: c.Port}, ReasonAdded)
-		return true
+		if reason := w.full(c, key); reason != "" {
+			return reason
+		}
+		w.insert(Node{Name: c.Name, Port: c.Port, Unproven: true}, ReasonAdded)
+		w.s.see(key).AddedFrom = c.Peer
+		return ""
 	}
 	if n.up() {
 		o := w.s.see(key)
 		o.AddTries++
 		switch {
+		case w.stranger(key, c.Peer):
+			// The agent is where the node is, and will tell if its process ends.
+			return RefuseNameInUse
 		case n.Extended && !w.confirmed(*n) && w.writable(*n, ReasonReregistered):
 			// Whoever tries is not the one who may still be writing, and tries again.
 		case n.Extended && !w.confirmed(*n):
@@ -107,13 +119,13 @@ func (w *work) add(c Command, key string) bool {
 		case !n.Extended && n.Role == topology.Proxy && o.AddTries >= addTries:
 			w.down(key, ReasonReregistered, true)
 		}
-		return false
+		return RefuseNodeUp
 	}
 	w.set(key, ReasonAdded, func(n *Node) { n.Extended, n.Gone = false, false })
 	w.dirty, w.visible = true, true
 	o := w.s.see(key)
 	o.registered(w.s.Now)
-	return true
+	return ""
 }
 
 // insert puts a new node into the map, as a proxy without duty.
@@ -133,6 +145,7 @@ func (w *work) insert(n Node, reason string) {
 	d.NextThread++
 	i, _ := d.find(n.Key())
 	d.Nodes = slices.Insert(d.Nodes, i, n)
+	w.indexed = false
 	w.dirty, w.visible = true, true
 	o := w.s.see(n.Key())
 	o.registered(w.s.Now)
@@ -164,6 +177,12 @@ func (w *work) hello(c Command, key string) string {
 	}
 	if h.Instance == "" || h.Partition < topology.NoPartition {
 		return RefuseBadHello
+	}
+	if w.otherPod(key, c.Peer) {
+		return RefuseOtherPod
+	}
+	if r := w.s.see(key).Report; r.Alive && r.Instance != h.Instance && w.stranger(key, c.Peer) {
+		return RefuseNameInUse
 	}
 	w.set(key, ReasonAdded, func(n *Node) {
 		if n.Instance != h.Instance {
@@ -449,6 +468,7 @@ func (w *work) delete(key string) {
 	i, _ := d.find(key)
 	old := d.Nodes[i]
 	d.Nodes = slices.Delete(d.Nodes, i, i+1)
+	w.indexed = false
 	d.Removed = slices.DeleteFunc(d.Removed, func(r RemovedNode) bool { return r.Floor.Epoch < d.epoch(r.Home) })
 	if old.Floor != (Grant{}) && old.Floor.Epoch >= d.epoch(old.Home) {
 		d.Removed = append(d.Removed, RemovedNode{Key: key, Home: old.Home, Floor: old.Floor})

@@ -1,6 +1,10 @@
 package core
 
-import "github.com/flarekv/flare/proto/topology"
+import (
+	"slices"
+
+	"github.com/flarekv/flare/proto/topology"
+)
 
 // dead returns why a node that is up must be taken for dead, empty when it need
 // not. Evidence comes in three grades: what Kubernetes and the node's own agent
@@ -162,17 +166,16 @@ func (w *work) forget() {
 	s := &w.s
 	want := s.wantedNodes()
 	if s.Members.Known && want > 0 && s.Members.Count <= want {
-		for _, n := range s.Durable.clone().Nodes {
-			m, listed := s.member(n.Key())
-			wanted := listed && (m.Exists || m.Ordinal < want)
-			if !n.up() && n.Role == topology.Proxy && n.Extended && !wanted {
+		for i := len(s.Durable.Nodes) - 1; i >= 0; i-- {
+			n := &s.Durable.Nodes[i]
+			if n.up() || n.Role != topology.Proxy || !n.Extended {
+				continue
+			}
+			if m, listed := s.member(n.Key()); !listed || !m.Exists && m.Ordinal >= want {
 				w.delete(n.Key())
 			}
 		}
 	}
-	for i := len(s.Seen) - 1; i >= 0; i-- {
-		if o := s.Seen[i]; !o.Agent && s.Durable.node(o.Key) == nil {
-			s.Seen = append(s.Seen[:i], s.Seen[i+1:]...)
-		}
-	}
+	w.forgetUnproven()
+	s.Seen = slices.DeleteFunc(s.Seen, func(o Seen) bool { return !o.Agent && s.Durable.node(o.Key) == nil })
 }

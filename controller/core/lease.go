@@ -129,29 +129,33 @@ func (w *work) suspect(n Node) bool {
 // partition in the saved state and in what has been decided since gets one, and only
 // while no other process may have one for the same partition.
 func (w *work) grantLeases() {
-	s := &w.s
-	for _, o := range s.Seen {
-		r := o.Report
-		if !o.Agent || !r.Alive || r.LeaseEpoch == 0 {
-			continue
-		}
-		n := s.Durable.node(o.Key)
-		if n == nil || n.Instance == "" || n.Instance != r.Instance || !w.reigns(s.Durable, o.Key, r) || !w.reigns(s.Saved, o.Key, r) {
-			continue
-		}
-		had := s.lease(*n)
-		if had != nil && had.Epoch == r.LeaseEpoch && had.Token != 0 && r.LeaseToken < had.Token+leaseRenew {
-			continue // a token is answered once, and not every one
-		}
-		if w.suspect(*n) || slices.ContainsFunc(s.Leases, func(l Lease) bool {
-			return l.Partition == n.Partition && (l.Key != o.Key || l.Instance != n.Instance)
-		}) {
-			continue
-		}
-		s.setLease(Lease{Key: o.Key, Instance: n.Instance, Partition: n.Partition, Epoch: r.LeaseEpoch,
-			Token: r.LeaseToken, Until: s.Now + leaseHold, Agent: r.AgentStarted})
-		w.emit(GrantLease{Key: o.Key, Instance: n.Instance, Partition: n.Partition, Epoch: r.LeaseEpoch, Token: r.LeaseToken, TTL: leaseTTL})
+	for i := range w.s.Seen {
+		w.grantLease(w.s.Seen[i])
 	}
+}
+
+// grantLease answers one.
+func (w *work) grantLease(o Seen) {
+	s, r := &w.s, o.Report
+	if !o.Agent || !r.Alive || r.LeaseEpoch == 0 {
+		return
+	}
+	n := s.Durable.node(o.Key)
+	if n == nil || n.Instance == "" || n.Instance != r.Instance || !w.reigns(s.Durable, o.Key, r) || !w.reigns(s.Saved, o.Key, r) {
+		return
+	}
+	had := s.lease(*n)
+	if had != nil && had.Epoch == r.LeaseEpoch && had.Token != 0 && r.LeaseToken < had.Token+leaseRenew {
+		return // a token is answered once, and not every one
+	}
+	if w.suspect(*n) || slices.ContainsFunc(s.Leases, func(l Lease) bool {
+		return l.Partition == n.Partition && (l.Key != o.Key || l.Instance != n.Instance)
+	}) {
+		return
+	}
+	s.setLease(Lease{Key: o.Key, Instance: n.Instance, Partition: n.Partition, Epoch: r.LeaseEpoch,
+		Token: r.LeaseToken, Until: s.Now + leaseHold, Agent: r.AgentStarted})
+	w.emit(GrantLease{Key: o.Key, Instance: n.Instance, Partition: n.Partition, Epoch: r.LeaseEpoch, Token: r.LeaseToken, TTL: leaseTTL})
 }
 
 // reigns reports whether a node is the active master in the epoch that a report

@@ -90,7 +90,7 @@ const (
 	RefuseNoSuchNode     = "no_such_node"
 	RefuseNotMaster      = "not_master"
 	RefuseNotInSync      = "target_not_in_sync"
-	RefuseNotNow         = "not_accepted_now" // the node is up, or there are too many, or no spec
+	RefuseNotNow         = "not_accepted_now" // there is no spec
 	RefuseUnknownVerb    = "unknown_verb"
 	RefuseNodeDown       = "node_down"
 	RefuseNodeUp         = "node_up"
@@ -107,4 +107,11 @@ const (
 	RefuseLease          = ReasonWaitingForLease // the former master may take writes still
 	RefuseNote           = "bad_note"            // none where one is needed, or too long
 	RefuseSeconds        = "bad_seconds"
+
+	// Why nobody may register under a name now, or from there.
+	RefuseBadName   = "bad_name"
+	RefuseMapFull   = "map_full"
+	RefuseUnproven  = "too_many_unproven"
+	RefuseOtherPod  = "name_of_other_pod"
+	RefuseNameInUse = "name_in_use"
 )

@@ -20,15 +20,16 @@ import (
 //	spec partitions=2 replicas=2 [generation=1] [maxdown=50 (percent, default 100)] [zoneloss=hold]
 //	    [grace=10 (seconds, default 10)] [paused=true] [mininsync=2]
 //	tick 200                           milliseconds that pass
-//	add a:1                            and hello, role, state, behind, remove, shutdown
+//	add a:1                            and hello, role, state, behind, remove, shutdown; from=address
+//	                                   behind a command tells where it comes from
 //	handover a:1 b:1 e/s               by a master, with the epoch and the target's grant
 //	force a:1 [partition] [allow_data_loss], pause WHY, resume, override SECONDS [WHY]
 //	join a:1 [instance] [held e/i]     add, hello, ping
 //	agent a:1 key=value ...            instance, alive, lsn, data, map, role, part, zone, serving, lease
-//	                                   (epoch), token (ms of the node's clock), by (the agent's start)
+//	                                   (epoch), token (ms of the node's clock), by (the agent's start), from
 //	agent-lost a:1
 //	ping a:1 ok|refused|timeout|bad [times]
-//	members 4 a:1 b:1/zone c:1/-gone d:1/-terminating
+//	members 4 a:1 b:1/zone c:1/-gone d:1/-terminating e:1@address
 //	persist auto|fail|hold|ok          what becomes of Persist effects
 //	restart [lost]                     the controller's process ends, another takes over
 //	map, status, leases                what others see, and who may write for how long
@@ -220,8 +221,9 @@ func (w *scenario) line(line string) {
 		m := Members{Known: true, Count: w.number(f[1])}
 		for i, spec := range f[2:] {
 			key, note, _ := strings.Cut(spec, "/")
+			key, address, _ := strings.Cut(key, "@")
 			m.List = append(m.List, Member{
-				Key: key, Ordinal: i, Exists: !strings.HasSuffix(note, "-gone"), Terminating: strings.HasSuffix(note, "-terminating"),
+				Key: key, Address: address, Ordinal: i, Exists: !strings.HasSuffix(note, "-gone"), Terminating: strings.HasSuffix(note, "-terminating"),
 				Zone: strings.TrimSuffix(strings.TrimSuffix(note, "-gone"), "-terminating"),
 			})
 		}
@@ -345,6 +347,8 @@ func (w *scenario) agent(f []string) {
 			r.LeaseToken = uint64(w.number(v)) * 1e6
 		case "by":
 			r.AgentStarted = int64(w.number(v))
+		case "from":
+			r.Peer = v
 		case "config":
 			r.ConfigGeneration = int64(w.number(v))
 		case "rejected":
@@ -371,6 +375,9 @@ func (w *scenario) command(f []string) {
 		w.t.Fatal(err)
 	}
 	c := Command{ID: w.nextID, Verb: Verb(f[0]), Name: name, Port: port, Balance: -1, Partition: -1}
+	if from, ok := strings.CutPrefix(f[len(f)-1], "from="); ok {
+		c.Peer, f = from, f[:len(f)-1]
+	}
 	arg := func(i int) string {
 		if i < len(f) {
 			return f[i]

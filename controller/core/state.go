@@ -1,8 +1,10 @@
 package core
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -79,6 +81,8 @@ type Node struct {
 	// Gone: the process that was registered is known to have ended or to be about
 	// to; a new registration brings the node up, answered pings do only after long.
 	Gone bool `json:"gone,omitempty"`
+	// Unproven: it registered, and has not answered anything yet.
+	Unproven bool `json:"unproven,omitempty"`
 	// DownReason tells why the node was taken down; empty when it is up.
 	DownReason string `json:"downReason,omitempty"`
 	// Zone is where the node was last seen; empty when that was never known.
@@ -184,10 +188,11 @@ type Seen struct {
 	PingFails int // pings and pushes that failed in a row
 	Refused   int // of these, in a row: nobody listened
 	PingAt    int64
-	PingOK    bool  // the last ping was answered
-	OKSince   int64 // when the first of the pings answered in a row was
-	AddedAt   int64 // when it last registered; 0 for never
-	AddTries  int   // refused registrations since the node was last down
+	PingOK    bool   // the last ping was answered
+	OKSince   int64  // when the first of the pings answered in a row was
+	AddedAt   int64  // when it last registered; 0 for never
+	AddTries  int    // refused registrations since the node was last down
+	AddedFrom string // address it was first registered from; empty when not known
 }
 
 // New returns the state of a controller that takes over: with the durable state
@@ -238,7 +243,15 @@ func (s State) clone() State {
 
 // find returns the index of the node with that key, or where it belongs.
 func (d *Durable) find(key string) (int, bool) {
-	return slices.BinarySearchFunc(d.Nodes, key, func(n Node, k string) int { return strings.Compare(n.Key(), k) })
+	return sort.Find(len(d.Nodes), func(i int) int { return -d.Nodes[i].compareKey(key) })
+}
+
+// compareKey compares a node's key with another, without making it.
+func (n *Node) compareKey(key string) int {
+	if len(key) <= len(n.Name) {
+		return cmp.Or(strings.Compare(n.Name[:len(key)], key), 1)
+	}
+	return cmp.Or(strings.Compare(n.Name, key[:len(n.Name)]), strings.Compare(":"+strconv.Itoa(n.Port), key[len(n.Name):]))
 }
 
 func (d *Durable) node(key string) *Node {

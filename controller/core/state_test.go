@@ -1,7 +1,6 @@
 package core
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
@@ -38,25 +37,6 @@ func TestValidate(t *testing.T) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
 		})
-	}
-}
-
-// TestRegistrationsAreBounded registers nodes without end.
-func TestRegistrationsAreBounded(t *testing.T) {
-	w := newScenario(t)
-	w.line("spec partitions=1 replicas=1")
-	state := w.state
-	for i := range maxNodes + 10 {
-		var effects []Effect
-		state, effects = Step(state, Command{ID: uint64(i), Verb: VerbAdd, Name: fmt.Sprintf("n%d", i), Port: 1})
-		for _, e := range effects {
-			if p, ok := e.(Persist); ok {
-				state, _ = Step(state, Persisted{Seq: p.Durable.Seq})
-			}
-		}
-	}
-	if n := len(state.Durable.Nodes); n != maxNodes+2 {
-		t.Errorf("%d nodes, want %d", n, maxNodes+2)
 	}
 }
 

@@ -39,14 +39,13 @@ func (w *work) writeStatus() {
 // PartitionsOf returns the durable view of every partition.
 func PartitionsOf(s State) []PartitionStatus {
 	list := make([]PartitionStatus, max(len(s.Saved.Partitions), s.partitionsWanted()))
+	nodes := s.Saved.byPartition()
 	for p := range list {
 		ps := &list[p]
 		ps.Number = p
 		ps.Epoch = s.Saved.epoch(p)
-		for _, n := range s.Saved.Nodes {
-			if n.Partition != p {
-				continue
-			}
+		for _, i := range nodes.of(p) {
+			n := &s.Saved.Nodes[i]
 			switch {
 			case n.Role == topology.Master && n.State == topology.Active:
 				ps.Master = n.Key()

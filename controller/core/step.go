@@ -24,22 +24,69 @@ const (
 	goneWait        = 30_000 // of answered pings, until a process that should have ended is believed to stay
 	agentSilence    = 3_000  // an agent that reports every second is silent after this
 	failsDead       = PingThreshold
-	failsDeadSilent = 2   // the same when the agent is silent too
-	failsDeadSlow   = 30  // time-outs in a row of a node that is being filled
-	maxNodes        = 256 // nodes in the map, beside twice those that are wanted
-	addTries        = 3   // registrations of a duty-less plain node that are refused
+	failsDeadSilent = 2  // the same when the agent is silent too
+	failsDeadSlow   = 30 // time-outs in a row of a node that is being filled
+	addTries        = 3  // registrations of a duty-less plain node that are refused
 )
 
 // Step takes one input and returns the next state and what shall be done. It
 // does not change s, and shares nothing with it that is written later.
 func Step(s State, in Input) (State, []Effect) {
-	w := &work{s: s.clone()}
+	next := s.clone()
+	effects, _ := Advance(&next, in)
+	return next, effects
+}
+
+// Advance is Step for an owner of a state who has no use for what it was before: it
+// changes s in place instead of copying it, which in a large cluster costs more than
+// to take most inputs. Nothing that it returned before shares memory with s.
+//
+// quiet tells that the input brought nothing on which a decision depends: it was
+// noted, and perhaps answered with a lease.
+func Advance(s *State, in Input) (effects []Effect, quiet bool) {
+	w := &work{s: *s}
+	quiet = s.quiet(in)
 	w.fold(in)
 	w.expireLeases()
-	w.reconcile()
-	w.save()
-	w.grantLeases()
-	return w.s, w.out
+	if quiet {
+		if r, ok := in.(AgentReport); ok {
+			w.grantLease(*w.s.seen(r.Key))
+		}
+	} else {
+		w.reconcile()
+		w.save()
+		w.grantLeases()
+	}
+	*s = w.s
+	return w.out, quiet
+}
+
+// quiet reports whether an input says again what is known: that a node is there,
+// as it was, or still not there. In a large cluster nearly all do. That time has
+// passed meanwhile is looked at when the next Tick comes.
+func (s *State) quiet(in Input) bool {
+	switch in := in.(type) {
+	case AgentReport:
+		o := s.seen(in.Key)
+		return s.Started != 0 && o != nil && o.Agent && s.Now-o.AgentAt <= agentSilence &&
+			in.MapVersion <= s.Durable.Version && in.steady() == o.Report.steady()
+	case Pinged:
+		n, o := s.Durable.node(in.Key), s.seen(in.Key)
+		if n == nil || o == nil || in.Outcome == PingOK != o.PingOK {
+			return false
+		}
+		return o.PingOK || !n.up()
+	case Pushed:
+		return in.NodeVersion <= s.Durable.Version
+	}
+	return false
+}
+
+// steady returns a report without what moves all the time and is looked at only when
+// something else has happened.
+func (r AgentReport) steady() AgentReport {
+	r.Now, r.MapVersion, r.LSN, r.LeaseToken = 0, 0, topology.LSN{}, 0
+	return r
 }
 
 // work is one Step under way.
@@ -49,6 +96,9 @@ type work struct {
 
 	dirty   bool // the durable state has changed since the last commit
 	visible bool // so has the map
+
+	parts   partitionIndex // of s.Durable, while indexed
+	indexed bool
 }
 
 func (w *work) emit(e ...Effect) { w.out = append(w.out, e...) }
@@ -117,6 +167,7 @@ func (w *work) pinged(in Pinged) {
 	if o.PingOK {
 		if !wasOK {
 			o.OKSince = w.s.Now
+			w.set(in.Key, ReasonUp, func(n *Node) { n.Unproven = false })
 		}
 		o.PingFails, o.Refused = 0, 0
 		return
@@ -147,6 +198,7 @@ func (w *work) set(key, reason string, change func(*Node)) {
 		return
 	}
 	w.dirty = true
+	w.indexed = w.indexed && n.Partition == old.Partition
 	if n.duty() != old.duty() {
 		w.visible = true
 		w.emit(Decision{Reason: reason, Node: key, Old: old.duty(), New: n.duty(), Version: w.s.Durable.Version + 1})

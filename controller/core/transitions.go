@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -10,9 +11,8 @@ import (
 // master returns the master of a partition that is not down, nil when there is
 // none.
 func (w *work) master(partition int) *Node {
-	for i := range w.s.Durable.Nodes {
-		n := &w.s.Durable.Nodes[i]
-		if n.Role == topology.Master && n.Partition == partition && n.up() {
+	for _, i := range w.of(partition) {
+		if n := &w.s.Durable.Nodes[i]; n.Role == topology.Master && n.up() {
 			return n
 		}
 	}
@@ -142,8 +142,8 @@ func (w *work) payOwed() {
 // slaveBalance sums the balances of a partition's replicas.
 func (w *work) slaveBalance(partition int) int {
 	sum := 0
-	for _, o := range w.s.Durable.Nodes {
-		if o.Role == topology.Slave && o.Partition == partition {
+	for _, i := range w.of(partition) {
+		if o := &w.s.Durable.Nodes[i]; o.Role == topology.Slave {
 			sum += o.Balance
 		}
 	}
@@ -152,22 +152,26 @@ func (w *work) slaveBalance(partition int) int {
 
 // successor returns the replica that takes a dead master's place: in sync, and
 // of those the one with the highest known position, then the largest balance,
-// then the first by key. Empty when no replica is in sync.
+// then the first by key. A plain one is sent every write, but nobody waits for it
+// and it has no position to tell: it is taken only if there is no other. Empty when
+// no replica is in sync.
 func (w *work) successor(master Node) string {
-	best := ""
+	var best *Node
 	var bestLSN topology.LSN
-	bestBalance := 0
-	for _, n := range w.s.Durable.Nodes {
-		if n.Role != topology.Slave || n.State != topology.Active || n.Partition != master.Partition {
+	for _, i := range w.of(master.Partition) {
+		n := &w.s.Durable.Nodes[i]
+		if n.Role != topology.Slave || n.State != topology.Active {
 			continue
 		}
-		_, lsn := w.holds(n)
-		c := lsn.Compare(bestLSN)
-		if best == "" || c > 0 || c == 0 && n.Balance > bestBalance {
-			best, bestLSN, bestBalance = n.Key(), lsn, n.Balance
+		_, lsn := w.holds(*n)
+		if best == nil || cmp.Or(cmp.Compare(boolInt(n.Extended), boolInt(best.Extended)), lsn.Compare(bestLSN), cmp.Compare(n.Balance, best.Balance)) > 0 {
+			best, bestLSN = n, lsn
 		}
 	}
-	return best
+	if best == nil {
+		return ""
+	}
+	return best.Key()
 }
 
 // holds returns the partition whose data a node holds, and its position there,

@@ -25,6 +25,7 @@ type AgentReport struct {
 	// not known.
 	AgentStarted int64
 
+	Peer  string // address that the report came from; empty when not known
 	Key   string // node key, host:port
 	Zone  string // empty when not known
 	Alive bool   // flared's process answers its agent
@@ -87,6 +88,7 @@ const (
 type Command struct {
 	ID   uint64 // chosen by the shell; unique among commands not yet replied to
 	Verb Verb
+	Peer string // address that it came from; empty when not known
 	Name string
 	Port int
 
@@ -314,6 +316,7 @@ type Member struct {
 	Key         string
 	Ordinal     int
 	Zone        string // empty when not known
+	Address     string // of the pod; empty when not known
 	Exists      bool   // the pod exists
 	Terminating bool   // the pod is being deleted
 }

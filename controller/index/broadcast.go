@@ -111,7 +111,7 @@ func (b *Broadcaster) Publish(u core.MapUpdate) {
 		keep[key] = true
 		if b.nodes[key] == nil {
 			ctx, cancel := context.WithCancel(b.ctx)
-			l := &nodeLink{b: b, key: key, address: net.JoinHostPort(n.Name, strconv.Itoa(n.Port)), cancel: cancel, wake: make(chan struct{}, 1)}
+			l := &nodeLink{b: b, key: key, address: net.JoinHostPort(n.Name, strconv.Itoa(n.Port)), cancel: cancel, wake: make(chan struct{}, 1), began: time.Now()}
 			b.nodes[key] = l
 			b.wg.Go(func() { l.run(ctx) })
 		}
@@ -205,13 +205,17 @@ type nodeLink struct {
 	cancel  context.CancelFunc
 	wake    chan struct{} // buffered by one: something is pending
 
-	mu      sync.Mutex
-	pending *payload // not yet sent; nil for none
-	taken   uint64   // version of the map the node took last over this connection
+	began time.Time
 
-	conn    net.Conn // nil when not connected; used by run alone
+	mu      sync.Mutex
+	pending *payload  // not yet sent; nil for none
+	since   time.Time // when the oldest map was offered that the node has not taken
+	taken   uint64    // version of the map the node took last over this connection
+	op      string    // what the node is being asked; empty for nothing
+	conn    net.Conn  // nil when not connected; changed by run alone
+
+	// Used by run alone.
 	replies *text.ReplyReader
-	failed  time.Time // when a failed push was last told as a failed ping
 }
 
 // offer makes a map the one to be sent next.
@@ -221,6 +225,9 @@ func (l *nodeLink) offer(p *payload) {
 		l.mu.Unlock()
 		return
 	}
+	if l.pending == nil {
+		l.since = time.Now()
+	}
 	l.pending = p
 	l.mu.Unlock()
 	select {
@@ -229,10 +236,21 @@ func (l *nodeLink) offer(p *payload) {
 	}
 }
 
+// run sends what is pending, and pings when nothing has shown for an interval that
+// the node is well. That it takes a map does not: a node whose storage fails does.
 func (l *nodeLink) run(ctx context.Context) {
 	defer l.close()
-	timer := time.NewTimer(l.b.cfg.PingInterval)
+	interval := l.b.cfg.PingInterval
+	timer := time.NewTimer(interval)
 	defer timer.Stop()
+	due := time.Now().Add(interval) // the next ping
+	var failed time.Time            // when a push that nothing came of last counted as a ping
+	well := false                   // the last ping was answered
+	observe := func(outcome core.PingOutcome) {
+		well = outcome == core.PingOK
+		due = time.Now().Add(interval)
+		l.b.cfg.Observe(core.Pinged{Key: l.key, Outcome: outcome})
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -243,29 +261,41 @@ func (l *nodeLink) run(ctx context.Context) {
 		l.mu.Lock()
 		p := l.pending
 		l.mu.Unlock()
-		wait := l.b.cfg.PingInterval
-		if p == nil {
-			outcome := l.contact(ctx, "ping", l.b.cfg.PingTimeout, []byte("ping\r\n"), nil)
+		outcome := core.PingOK
+		if p != nil {
+			if outcome = l.push(ctx, p); ctx.Err() != nil {
+				return
+			}
+		}
+		switch now := time.Now(); {
+		case outcome == core.PingRefused || outcome == core.PingTimeout:
+			// A ping would fare no better. Attempts that follow each other faster than
+			// pings do not make a node die faster.
+			if now.Sub(failed) >= interval {
+				failed = now
+				observe(outcome)
+			}
+		case !now.Before(due), p != nil && outcome == core.PingOK && !well:
+			pinged := l.contact(ctx, opPing, l.b.cfg.PingTimeout, []byte("ping\r\n"), nil)
 			if ctx.Err() != nil {
 				return
 			}
-			l.b.cfg.Observe(core.Pinged{Key: l.key, Outcome: outcome})
-		} else if !l.push(ctx, p) {
-			if ctx.Err() != nil {
-				return
-			}
+			observe(pinged)
+		}
+		wait := max(0, time.Until(due))
+		if outcome != core.PingOK {
 			wait = min(wait, pushRetry)
 		}
 		timer.Reset(wait)
 	}
 }
 
-// push sends a map; false when it has to be sent again.
-func (l *nodeLink) push(ctx context.Context, p *payload) bool {
+// push sends a map. What it has to be sent again for is not PingOK.
+func (l *nodeLink) push(ctx context.Context, p *payload) core.PingOutcome {
 	var later uint64
-	outcome := l.contact(ctx, "push", l.b.cfg.PushTimeout, p.bytes, &later)
+	outcome := l.contact(ctx, opPush, l.b.cfg.PushTimeout, p.bytes, &later)
 	if ctx.Err() != nil {
-		return false
+		return outcome
 	}
 	if outcome == core.PingOK || later > 0 {
 		// A node that has a later map waits for one that is later still.
@@ -282,20 +312,7 @@ func (l *nodeLink) push(ctx context.Context, p *payload) bool {
 		l.b.heard(l.key, p.version)
 	}
 	l.b.cfg.Observe(core.Pushed{Key: l.key, Version: p.version, Outcome: outcome, NodeVersion: later})
-	// That it took, or refused, a map shows as much as an answered ping; that it
-	// could not be sent as much as one that was not.
-	alive := outcome
-	if outcome == core.PingBad && later > 0 {
-		alive = core.PingOK
-	}
-	// Attempts that follow each other faster than pings do not make it die faster.
-	if now := time.Now(); alive == core.PingOK || now.Sub(l.failed) >= l.b.cfg.PingInterval {
-		l.b.cfg.Observe(core.Pinged{Key: l.key, Outcome: alive})
-		if alive != core.PingOK {
-			l.failed = now
-		}
-	}
-	return outcome == core.PingOK
+	return outcome
 }
 
 // contact sends a request that is answered with OK and waits for it. A
@@ -303,6 +320,8 @@ func (l *nodeLink) push(ctx context.Context, p *payload) bool {
 // may have closed it long ago. later, when not nil, gets the version of the
 // node's own map when the node refused an older one.
 func (l *nodeLink) contact(ctx context.Context, what string, timeout time.Duration, request []byte, later *uint64) core.PingOutcome {
+	l.doing(what)
+	defer l.doing("")
 	for {
 		kept := l.conn != nil
 		err := l.exchange(ctx, timeout, request)
@@ -337,7 +356,7 @@ func classify(err error) core.PingOutcome {
 	case errors.Is(err, text.ErrMalformed):
 		return core.PingBad
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
-		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return core.PingRefused
 	case errors.As(err, &network) && network.Timeout():
 		return core.PingTimeout
@@ -359,7 +378,9 @@ func (l *nodeLink) exchange(ctx context.Context, timeout time.Duration, request 
 		if err != nil {
 			return err
 		}
+		l.mu.Lock()
 		l.conn = conn
+		l.mu.Unlock()
 		l.replies = text.NewReplyReader(conn, text.ReplyOptions{MaxValue: 1 << 10, MaxLine: 16 << 10})
 	}
 	conn := l.conn
@@ -410,9 +431,70 @@ func (l *nodeLink) nodeVersion(timeout time.Duration) uint64 {
 func (l *nodeLink) close() {
 	if l.conn != nil {
 		l.conn.Close()
-		l.conn, l.replies = nil, nil
+		l.replies = nil
 		l.mu.Lock()
-		l.taken = 0
+		l.conn, l.taken = nil, 0
 		l.mu.Unlock()
 	}
+}
+
+// What a node is asked, as flarei names it.
+const (
+	opPing = "ping"
+	opPush = "node_sync"
+)
+
+func (l *nodeLink) doing(op string) {
+	l.mu.Lock()
+	l.op = op
+	l.mu.Unlock()
+}
+
+// contact is the state of the connection to a node, for those who ask.
+type contact struct {
+	key, op, state string
+	began          time.Time
+	queue          int           // maps that wait to be taken: none or one
+	behind         time.Duration // how long one has
+}
+
+// contacts tells what is going on with each node.
+func (b *Broadcaster) contacts() []contact {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	list := make([]contact, 0, len(b.nodes))
+	for key, l := range b.nodes {
+		l.mu.Lock()
+		c := contact{key: key, op: l.op, state: "wait", began: l.began}
+		if l.op != "" {
+			c.state = "execute"
+		}
+		if l.conn == nil {
+			c.state = "connect"
+		}
+		if l.pending != nil {
+			c.queue, c.behind = 1, now.Sub(l.since)
+		}
+		l.mu.Unlock()
+		list = append(list, c)
+	}
+	return list
+}
+
+// interrupt breaks the connection to a node; it is opened again when the node is
+// asked next. false when there is no such node.
+func (b *Broadcaster) interrupt(key string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.nodes[key]
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn != nil {
+		l.conn.Close() // its owner finds out
+	}
+	return true
 }

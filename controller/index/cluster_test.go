@@ -97,7 +97,7 @@ func startController(t *testing.T, backend *memory, faster int, cfg ServerConfig
 		Now:   func() time.Time { return start.Add(time.Since(start) * time.Duration(faster)) },
 		Trace: func(core.State, core.Input, []core.Effect) {},
 	})
-	cfg.Cluster, cfg.Logger, cfg.Version = rt, log, "test"
+	cfg.Cluster, cfg.Logger, cfg.Version, cfg.Nodes = rt, log, "test", b
 	server := NewServer(cfg)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -513,9 +513,9 @@ func TestIdleTimeout(t *testing.T) {
 	}
 }
 
-// TestSilentNodeDelaysNobody has a node that accepts everything and answers
+// TestBug21SilentNodeDelaysNobody has a node that accepts everything and answers
 // nothing: the others hear of changes at once, and it is found dead.
-func TestSilentNodeDelaysNobody(t *testing.T) {
+func TestBug21SilentNodeDelaysNobody(t *testing.T) {
 	c := startController(t, newMemory(1, 3), 20, ServerConfig{})
 	nodes := []*node{startNode(t), startNode(t), startNode(t)}
 	for i, n := range nodes {
@@ -584,9 +584,9 @@ func TestPersistBeforeAnything(t *testing.T) {
 	})
 }
 
-// TestNodeWithLaterMap has a node that knows a later map than this controller,
+// TestBug24VersionAboveTheNodes has a node that knows a later map than this controller,
 // which has lost its state: the version jumps above it.
-func TestNodeWithLaterMap(t *testing.T) {
+func TestBug24VersionAboveTheNodes(t *testing.T) {
 	c := startController(t, newMemory(1, 1), 1, ServerConfig{})
 	n := startNode(t)
 	const has = 4711

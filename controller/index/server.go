@@ -30,6 +30,7 @@ type Cluster interface {
 // Defaults of ServerConfig.
 const (
 	DefaultMaxConnections = 1024
+	DefaultMaxPerPeer     = 16
 	DefaultIdleTimeout    = 10 * time.Minute
 	DefaultWriteTimeout   = 5 * time.Second
 	DefaultCommandTimeout = 10 * time.Second
@@ -44,10 +45,21 @@ type ServerConfig struct {
 	Version string // without a prefix
 	Logger  *slog.Logger
 
-	// MaxConnections is the number of connections kept at once. One more closes the
-	// one that has been idle for longest, so that those who hold connections they do
-	// not use keep nobody out.
+	// Nodes are those who send maps and pings, for stats threads; nil for none.
+	Nodes *Broadcaster
+	// Refused, when set, counts what was refused, by a machine-readable reason. There
+	// are few of them.
+	Refused func(reason string)
+	// ConfigPath and DataDir are shown in show variables.
+	ConfigPath, DataDir string
+
+	// MaxConnections is the number of connections kept at once. One more closes an
+	// idle one: of the address that has most, the one that has been idle for longest.
+	// Those who hold connections they do not use keep nobody out.
 	MaxConnections int
+	// MaxPerPeer is how many commands of one address are carried out at once; more of
+	// them wait, so that a flood from there delays others by no more than that.
+	MaxPerPeer int
 	// IdleTimeout ends a connection on which no complete command arrives.
 	IdleTimeout time.Duration
 	// WriteTimeout ends a connection whose peer does not read.
@@ -64,10 +76,20 @@ type Server struct {
 	refusals limiter
 
 	mu       sync.Mutex
+	addr     net.Addr // that is listened on; nil before
 	conns    map[*serverConn]struct{}
+	peers    map[string]*peer // by address; those that have connections
+	lastID   int64            // given to a thread, as stats threads calls what runs
+	threads  map[string]int64 // ids of the contacts with nodes
 	total    uint64
 	bytesIn  uint64
 	bytesOut uint64
+}
+
+// peer is what the connections of one address have in common.
+type peer struct {
+	conns int           // guarded by Server.mu
+	turns chan struct{} // one for each command that is being carried out
 }
 
 // NewServer makes a server; Serve runs it.
@@ -84,18 +106,28 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.CommandTimeout == 0 {
 		cfg.CommandTimeout = DefaultCommandTimeout
 	}
+	if cfg.MaxPerPeer == 0 {
+		cfg.MaxPerPeer = DefaultMaxPerPeer
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(string) {}
+	}
 	return &Server{
-		cfg: cfg, log: cfg.Logger, started: time.Now(),
-		refusals: limiter{every: 5 * time.Second}, conns: map[*serverConn]struct{}{},
+		cfg: cfg, log: cfg.Logger, started: time.Now(), lastID: coreThread,
+		refusals: limiter{every: 5 * time.Second},
+		conns:    map[*serverConn]struct{}{}, peers: map[string]*peer{}, threads: map[string]int64{},
 	}
 }
 
 // Serve answers connections of ln until ctx ends; it closes ln and every
 // connection, and waits for what is under way.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	s.mu.Lock()
+	s.addr = ln.Addr()
+	s.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -143,10 +175,16 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 // serverConn is one connection and what the limit needs to know of it.
 type serverConn struct {
 	net.Conn
-	server *Server
-	since  time.Time // of the last activity; guarded by Server.mu
-	busy   bool      // a command is being carried out; guarded by Server.mu
-	out    []byte    // answers that are not sent yet
+	server  *Server
+	id      int64
+	address string // of the peer, without the port
+	peer    *peer
+	began   time.Time
+	out     []byte // answers that are not sent yet
+
+	// Guarded by Server.mu.
+	since time.Time    // of the last activity
+	op    text.Command // being carried out; CmdNone for none
 }
 
 // Read sends what is answered so far, for the peer may wait for it before it
@@ -184,7 +222,7 @@ func (c *serverConn) flush() error {
 // admit registers a connection, closing the most idle one when there are too
 // many. nil when the server is stopping.
 func (s *Server) admit(ctx context.Context, conn net.Conn) *serverConn {
-	c := &serverConn{Conn: conn, server: s, since: time.Now()}
+	c := s.newConn(conn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if ctx.Err() != nil {
@@ -193,37 +231,67 @@ func (s *Server) admit(ctx context.Context, conn net.Conn) *serverConn {
 	}
 	s.total++
 	if len(s.conns) >= s.cfg.MaxConnections {
-		var oldest *serverConn
+		var idle *serverConn
 		for o := range s.conns {
-			if !o.busy && (oldest == nil || o.since.Before(oldest.since)) {
-				oldest = o
+			if o.op == text.CmdNone && (idle == nil || o.peer.conns > idle.peer.conns ||
+				o.peer.conns == idle.peer.conns && o.since.Before(idle.since)) {
+				idle = o
 			}
 		}
-		if oldest == nil {
+		s.cfg.Refused(reasonConnectionLimit)
+		if idle == nil {
 			conn.Close() // all are at work
 			return nil
 		}
-		delete(s.conns, oldest)
-		oldest.Close()
-		if ok, missed := s.refusals.allow("limit", time.Now()); ok {
-			s.log.Warn("too many index connections: closed the one idle for longest",
-				"limit", s.cfg.MaxConnections, "peer", oldest.RemoteAddr().String(), "not_logged", missed)
+		s.remove(idle)
+		idle.Close()
+		if ok, missed := s.refusals.allow(reasonConnectionLimit, time.Now()); ok {
+			s.log.Warn("too many index connections: closed an idle one", "reason", reasonConnectionLimit,
+				"limit", s.cfg.MaxConnections, "peer", idle.RemoteAddr().String(), "not_logged", missed)
 		}
 	}
+	s.lastID++
+	c.id = s.lastID
+	if c.peer = s.peers[c.address]; c.peer == nil {
+		c.peer = &peer{turns: make(chan struct{}, s.cfg.MaxPerPeer)}
+		s.peers[c.address] = c.peer
+	}
+	c.peer.conns++
 	s.conns[c] = struct{}{}
 	return c
+}
+
+// newConn makes a connection that is not registered.
+func (s *Server) newConn(conn net.Conn) *serverConn {
+	now := time.Now()
+	address, _, err := net.SplitHostPort(conn.RemoteAddr().String())
+	if err != nil {
+		address = ""
+	}
+	return &serverConn{Conn: conn, server: s, address: address, began: now, since: now, peer: &peer{turns: make(chan struct{}, s.cfg.MaxPerPeer)}}
 }
 
 func (s *Server) dismiss(c *serverConn) {
 	c.Close()
 	s.mu.Lock()
-	delete(s.conns, c)
+	s.remove(c)
 	s.mu.Unlock()
 }
 
-func (s *Server) mark(c *serverConn, busy bool) {
+// remove forgets a connection. s.mu is held.
+func (s *Server) remove(c *serverConn) {
+	if _, ok := s.conns[c]; !ok {
+		return
+	}
+	delete(s.conns, c)
+	if c.peer.conns--; c.peer.conns == 0 {
+		delete(s.peers, c.address)
+	}
+}
+
+func (s *Server) mark(c *serverConn, op text.Command) {
 	s.mu.Lock()
-	c.busy, c.since = busy, time.Now()
+	c.op, c.since = op, time.Now()
 	s.mu.Unlock()
 }
 
@@ -243,10 +311,17 @@ func (s *Server) talk(ctx context.Context, c *serverConn) {
 			if req.Command == text.CmdQuit {
 				return
 			}
-			s.mark(c, true)
-			c.out = s.answer(ctx, c.out, &req)
-			s.mark(c, false)
+			select {
+			case c.peer.turns <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			s.mark(c, req.Command)
+			c.out = s.answer(ctx, c, &req)
+			s.mark(c, text.CmdNone)
+			<-c.peer.turns
 		case errors.As(err, &refused):
+			s.cfg.Refused(string(refused.Reason))
 			if ok, missed := s.refusals.allow(string(refused.Reason), time.Now()); ok {
 				s.log.Warn("request refused", "peer", c.RemoteAddr().String(), "reason", string(refused.Reason), "error", err, "not_logged", missed)
 			}
@@ -256,6 +331,7 @@ func (s *Server) talk(ctx context.Context, c *serverConn) {
 				level := slog.LevelDebug
 				if errors.Is(err, text.ErrBinary) {
 					level = slog.LevelWarn
+					s.cfg.Refused(reasonBinary)
 				}
 				if ok, missed := s.refusals.allow("connection", time.Now()); ok {
 					s.log.Log(ctx, level, "index connection ended", "peer", c.RemoteAddr().String(), "error", err, "not_logged", missed)
@@ -282,8 +358,16 @@ var verbs = map[text.Command]core.Verb{
 	text.CmdShutdown:     core.VerbShutdown,
 }
 
-// answer appends the reply to a request.
-func (s *Server) answer(ctx context.Context, dst []byte, req *text.Request) []byte {
+// Reasons of refusals, beside those of text.Reason and of the core.
+const (
+	reasonConnectionLimit = "connection_limit"
+	reasonBinary          = "binary_protocol"
+	reasonNotDurable      = "not_durable_in_time"
+)
+
+// answer returns what is to be sent, with the reply to a request behind it.
+func (s *Server) answer(ctx context.Context, c *serverConn, req *text.Request) []byte {
+	dst := c.out
 	switch req.Command {
 	case text.CmdPing, text.CmdVerbosity:
 		return append(dst, text.ReplyOK...)
@@ -292,6 +376,9 @@ func (s *Server) answer(ctx context.Context, dst []byte, req *text.Request) []by
 	case text.CmdMeta:
 		return text.AppendMeta(dst, s.cfg.Cluster.Topology().Meta)
 	case text.CmdKill:
+		if s.kill(req.ThreadID) {
+			return append(dst, text.ReplyOK...)
+		}
 		return append(dst, text.ReplyThreadNotFound...)
 	case text.CmdStats:
 		return s.stats(dst, req.Args)
@@ -306,7 +393,7 @@ func (s *Server) answer(ctx context.Context, dst []byte, req *text.Request) []by
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.CommandTimeout)
 	defer cancel()
 	reply, err := s.cfg.Cluster.Do(ctx, core.Command{
-		Verb: verb, Name: n.Name, Port: n.Port, Role: n.Role, Balance: n.Balance, Partition: n.Partition,
+		Verb: verb, Peer: c.address, Name: n.Name, Port: n.Port, Role: n.Role, Balance: n.Balance, Partition: n.Partition,
 		State: n.State, Epoch: n.Epoch, Session: n.Session, HasSession: n.HasSession,
 		Target: n.Target, TargetPort: n.TargetPort, AllowDataLoss: n.AllowDataLoss,
 		Hello: core.Hello{Instance: n.Instance, Partition: n.Partition, LSN: n.Position, History: n.History},
@@ -314,10 +401,12 @@ func (s *Server) answer(ctx context.Context, dst []byte, req *text.Request) []by
 	switch {
 	case err != nil:
 		// The change may still become durable; the peer asks again.
+		s.cfg.Refused(reasonNotDurable)
 		s.log.Warn("command not answered in time", "command", req.Command.String(), "node", n.Key(), "error", err)
 		return text.AppendServerError(dst, "not durable in time")
 	case reply.Err != "":
 		// A node that may not register yet tries four times a second.
+		s.cfg.Refused(reply.Reason)
 		if ok, missed := s.refusals.allow(req.Command.String(), time.Now()); ok {
 			s.log.Info("command refused", "command", req.Command.String(), "node", n.Key(), "reason", reply.Err, "not_logged", missed)
 		}
@@ -346,9 +435,11 @@ func (s *Server) stats(dst []byte, args [][]byte) []byte {
 				stat(k+"thread_type", strconv.Itoa(n.ThreadType))
 			}
 		case "threads":
-			if len(args) > 1 && string(args[1]) == "queue" {
-				stat("total_thread_queue", "0")
+			part := ""
+			if len(args) > 1 {
+				part = string(args[1])
 			}
+			return s.appendThreads(dst, part)
 		}
 		return append(dst, text.ReplyEnd...)
 	}
@@ -377,20 +468,30 @@ func (s *Server) stats(dst []byte, args [][]byte) []byte {
 	number("bytes_read", in)
 	number("bytes_written", out)
 	number("limit_maxbytes", 0)
-	number("threads", uint64(conns))
+	number("threads", uint64(len(s.list())))
 	number("pool_threads", 0)
 	number("node_map_version", s.cfg.Cluster.Topology().Map.Version)
 	return append(dst, text.ReplyEnd...)
 }
 
-// variables appends the reply of show variables: what of flarei's variables has
-// a meaning here.
+// variables appends the reply of show variables, in the form of flarei; what has no
+// meaning here has flarei's default.
 func (s *Server) variables(dst []byte) []byte {
 	meta := s.cfg.Cluster.Topology().Meta
+	s.mu.Lock()
+	name, port := "", ""
+	if s.addr != nil {
+		name, port, _ = net.SplitHostPort(s.addr.String())
+	}
+	s.mu.Unlock()
 	for _, v := range []struct {
 		name  string
 		value any
 	}{
+		{"config_path", s.cfg.ConfigPath},
+		{"pid_path", ""},
+		{"daemonize", false},
+		{"data_dir", s.cfg.DataDir},
 		{"max_connection", s.cfg.MaxConnections},
 		{"monitor_threshold", core.PingThreshold},
 		{"monitor_interval", int(PingInterval / time.Second)},
@@ -401,6 +502,11 @@ func (s *Server) variables(dst []byte) []byte {
 		{"partition_size", meta.PartitionSize},
 		{"partition_type", "modular"},
 		{"key_hash_algorithm", meta.Hash},
+		{"server_name", name},
+		{"server_port", port},
+		{"server_socket", ""},
+		{"stack_size", 128},
+		{"thread_pool_size", 5},
 	} {
 		dst = fmt.Appendf(dst, "%-26s%v\r\n", v.name+":", v.value)
 	}

@@ -43,6 +43,7 @@ func (c *Config) membersOf(sts *appsv1.StatefulSet, pods []*corev1.Pod, zone fun
 			Key:         c.nodeKey(p.Name),
 			Ordinal:     ordinal,
 			Zone:        zone(p.Spec.NodeName),
+			Address:     p.Status.PodIP,
 			Exists:      true,
 			Terminating: p.DeletionTimestamp != nil,
 		}

@@ -307,7 +307,7 @@ func (b *Backend) sourcePods() *source {
 					Labels: p.Labels, DeletionTimestamp: p.DeletionTimestamp,
 				},
 				Spec:   corev1.PodSpec{NodeName: p.Spec.NodeName},
-				Status: corev1.PodStatus{Phase: p.Status.Phase},
+				Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP},
 			}, nil
 		},
 	}

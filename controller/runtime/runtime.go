@@ -40,8 +40,10 @@ type Config struct {
 	// Now is the clock; nil for time.Now.
 	Now func() time.Time
 	// Trace, when set, is called with every step before its effects are carried
-	// out. For tests.
+	// out. It must not keep the state, which changes with the next one.
 	Trace func(core.State, core.Input, []core.Effect)
+	// Took, when set, is told how long each step took, and whether it was a quiet one.
+	Took func(d time.Duration, quiet bool)
 }
 
 // Runtime is a running core.
@@ -75,6 +77,7 @@ type Topology struct {
 	Map        topology.Map
 	Meta       topology.Meta
 	Spec       core.Spec
+	Members    core.Members
 	Partitions []core.PartitionStatus
 	Nodes      []NodeTopology // one per node of Map, same order
 	Status     core.Status    // as last written
@@ -161,14 +164,21 @@ func (r *Runtime) Run(ctx context.Context) error {
 	}
 	var in core.Input = core.Tick{Now: now()}
 	for {
-		before := state
-		var effects []core.Effect
-		state, effects = core.Step(before, in)
+		before := state // of which only what is no reference stays as it was
+		begin := time.Now()
+		effects, quiet := core.Advance(&state, in)
+		if r.cfg.Took != nil {
+			r.cfg.Took(time.Since(begin), quiet)
+		}
 		if r.cfg.Trace != nil {
 			r.cfg.Trace(state, in, effects)
 		}
 		r.trace(before, in, state, effects)
-		r.publish(state)
+		// What is seen of nodes is shown with the next tick: in a large cluster something
+		// is all the time, and to show it costs more than to note it.
+		if state.Saved.Seq != before.Saved.Seq || shownAtOnce(in) {
+			r.publish(state)
+		}
 		if c, ok := in.(core.Command); ok {
 			r.note(c.ID, effects)
 		}
@@ -190,6 +200,16 @@ func (r *Runtime) Run(ctx context.Context) error {
 			in = report
 		}
 	}
+}
+
+// shownAtOnce reports whether an input may change what is shown although it changes
+// nothing that is saved.
+func shownAtOnce(in core.Input) bool {
+	switch in.(type) {
+	case core.Tick, core.SpecChanged, core.MembersChanged, core.Done:
+		return true
+	}
+	return false
 }
 
 // execute carries one effect out; what may take time runs on its own and

@@ -10,7 +10,7 @@ import (
 // been observed of its nodes.
 func topologyOf(s core.State) Topology {
 	t := Topology{
-		Map: s.Saved.Map(), Meta: s.Saved.Meta, Spec: s.Spec,
+		Map: s.Saved.Map(), Meta: s.Saved.Meta, Spec: s.Spec, Members: s.Members,
 		Partitions: core.PartitionsOf(s), Status: core.StatusOf(s),
 	}
 	for i, n := range t.Map.Nodes {
