@@ -63,7 +63,7 @@ tools:
 	@cd .tools && CGO_ENABLED=0 $(GO) build -o $(BIN)/ tool
 
 ##@ Check
-.PHONY: test test-kill test-simulation fuzz lint e2e bench bench-replication bench-failover bench-packages
+.PHONY: test test-kill test-simulation fuzz lint e2e bench bench-replication bench-failover bench-controller bench-packages
 test: deps ## All unit and integration tests, with the race detector
 	e2e/test.sh
 
@@ -92,6 +92,9 @@ bench-replication: build ## What replication costs and how quick it is, beside o
 
 bench-failover: build ## From the loss of a master to the next write, RUNS (20) times in each of three ways
 	@$(GO) build -o $(BIN)/ ./e2e/bench && $(BIN)/bench -bin $(BIN) -keys 1000 -failover $(or $(RUNS),20) -only "$(ONLY)"
+
+bench-controller: build ## The controller with 1000 nodes: 100 die at once; time, memory, cost of a step (ARGS="-fail 200")
+	@$(GO) run ./e2e/bench/controller -bin $(BIN) $(ARGS)
 
 bench-packages: ## Go benchmarks of the packages that carry the load
 	$(GO) test -run '^$$' -bench . -benchmem ./proto/text ./agent/storage ./agent/node

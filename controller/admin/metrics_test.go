@@ -155,6 +155,9 @@ flare_controller_refused_total{reason="spec_invalid"} 1
 flare_controller_refused_total{reason="stale_view"} 1
 flare_controller_refused_total{reason="waiting_for_nodes"} 1
 `
+	m.IndexRefused("bad_arguments")
+	m.agentRefusals.WithLabelValues(ReasonAgentOfNoPod).Inc()
+	m.StepTook(time.Millisecond, true)
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(expected), "flare_controller_failovers_total",
 		"flare_controller_handovers_total", "flare_controller_nodes_down", "flare_controller_partition_lag_batches", "flare_controller_refused_total"); err != nil {
 		t.Error(err)
