@@ -103,13 +103,13 @@ func TestIdleConnections(t *testing.T) {
 // answered meanwhile.
 func TestFlood(t *testing.T) {
 	var refused counted
-	c := startController(t, newMemory(1, 1), 1, ServerConfig{Refused: refused.add, MaxConnections: 64})
+	c := startController(t, newMemory(1, 1), 1, ServerConfig{Refused: refused.add, MaxConnections: 32})
 	ctx, stop := context.WithCancel(t.Context())
 	var flood sync.WaitGroup
 	defer flood.Wait()
 	defer stop()
 	var sent atomic.Int64
-	for i := range 80 {
+	for i := range 40 {
 		flood.Go(func() {
 			for j := 0; ctx.Err() == nil; {
 				conn, err := dialFrom("127.0.0.2", c.addr)
@@ -133,7 +133,7 @@ func TestFlood(t *testing.T) {
 		})
 	}
 	eventually(t, "the flood runs", func() error {
-		if refused.of("too_many_unproven") < 1000 {
+		if refused.of("too_many_unproven") < 50 {
 			return fmt.Errorf("%d refused", refused.of("too_many_unproven"))
 		}
 		return nil

@@ -224,7 +224,7 @@ func (rec monitoring) replay(t *testing.T) {
 	if r, err := rt.Do(ctx, core.Command{Verb: core.VerbAdd, Name: "n", Port: 1}); err != nil || r.Err != "" {
 		t.Fatal(r, err)
 	}
-	time.Sleep(10 * time.Minute)
+	time.Sleep(150*time.Second + 550*time.Millisecond) // until 0.45 s before a ping, as recorded
 
 	var mu sync.Mutex
 	var states []string

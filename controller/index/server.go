@@ -5,6 +5,7 @@
 package index
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -88,8 +89,11 @@ type Server struct {
 
 // peer is what the connections of one address have in common.
 type peer struct {
-	conns int           // guarded by Server.mu
 	turns chan struct{} // one for each command that is being carried out
+
+	// Guarded by Server.mu.
+	conns int
+	idle  list.List // of *serverConn, the one that has been idle for longest first
 }
 
 // NewServer makes a server; Serve runs it.
@@ -183,8 +187,9 @@ type serverConn struct {
 	out     []byte // answers that are not sent yet
 
 	// Guarded by Server.mu.
-	since time.Time    // of the last activity
-	op    text.Command // being carried out; CmdNone for none
+	idle  *list.Element // in peer.idle; nil while a command is being carried out
+	since time.Time     // it has been in there
+	op    text.Command  // being carried out; CmdNone for none
 }
 
 // Read sends what is answered so far, for the peer may wait for it before it
@@ -232,9 +237,13 @@ func (s *Server) admit(ctx context.Context, conn net.Conn) *serverConn {
 	s.total++
 	if len(s.conns) >= s.cfg.MaxConnections {
 		var idle *serverConn
-		for o := range s.conns {
-			if o.op == text.CmdNone && (idle == nil || o.peer.conns > idle.peer.conns ||
-				o.peer.conns == idle.peer.conns && o.since.Before(idle.since)) {
+		for _, p := range s.peers {
+			first := p.idle.Front()
+			if first == nil {
+				continue
+			}
+			if o := first.Value.(*serverConn); idle == nil || p.conns > idle.peer.conns ||
+				p.conns == idle.peer.conns && o.since.Before(idle.since) {
 				idle = o
 			}
 		}
@@ -257,18 +266,18 @@ func (s *Server) admit(ctx context.Context, conn net.Conn) *serverConn {
 		s.peers[c.address] = c.peer
 	}
 	c.peer.conns++
+	c.rest()
 	s.conns[c] = struct{}{}
 	return c
 }
 
 // newConn makes a connection that is not registered.
 func (s *Server) newConn(conn net.Conn) *serverConn {
-	now := time.Now()
 	address, _, err := net.SplitHostPort(conn.RemoteAddr().String())
 	if err != nil {
 		address = ""
 	}
-	return &serverConn{Conn: conn, server: s, address: address, began: now, since: now, peer: &peer{turns: make(chan struct{}, s.cfg.MaxPerPeer)}}
+	return &serverConn{Conn: conn, server: s, address: address, began: time.Now()}
 }
 
 func (s *Server) dismiss(c *serverConn) {
@@ -284,15 +293,32 @@ func (s *Server) remove(c *serverConn) {
 		return
 	}
 	delete(s.conns, c)
+	if c.idle != nil {
+		c.peer.idle.Remove(c.idle)
+		c.idle = nil
+	}
 	if c.peer.conns--; c.peer.conns == 0 {
 		delete(s.peers, c.address)
 	}
 }
 
+// rest notes that nothing is being carried out. Server.mu is held.
+func (c *serverConn) rest() { c.idle, c.since = c.peer.idle.PushBack(c), time.Now() }
+
+// mark notes what a connection is doing.
 func (s *Server) mark(c *serverConn, op text.Command) {
 	s.mu.Lock()
-	c.op, c.since = op, time.Now()
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	c.op = op
+	_, registered := s.conns[c]
+	switch {
+	case !registered:
+	case op == text.CmdNone:
+		c.rest()
+	default:
+		c.peer.idle.Remove(c.idle)
+		c.idle = nil
+	}
 }
 
 // talk answers one connection's commands in order.
