@@ -27,6 +27,8 @@ func (s *Server) clusterStatus() *agentv1.ClusterReplication {
 		return st
 	}
 	st.Destination = clusterAddr(o)
+	// Asked for before the queue is looked at: what is queued then is all there is.
+	st.Held = s.hold.settled()
 	r, active := s.relays.cluster()
 	if !active {
 		return st
@@ -36,7 +38,7 @@ func (s *Server) clusterStatus() *agentv1.ClusterReplication {
 	st.Sent, st.Failed, st.Dropped, st.Retried, st.Reconnects = r.Sent, r.Failed, r.Dropped, r.Retried, r.Reconnects
 	f := r.Fill
 	st.Dump = &agentv1.ClusterDump{
-		Running: f.Running, Completed: f.Done, Records: f.Records, Bytes: f.Bytes, Total: f.Total, Percent: uint32(f.Percent()),
+		Running: f.Running, Due: f.Due, Completed: f.Done, Records: f.Records, Bytes: f.Bytes, Total: f.Total, Percent: uint32(f.Percent()),
 	}
 	return st
 }

@@ -14,7 +14,7 @@ var commands = text.Commands(
 	text.CmdCas, text.CmdIncr, text.CmdDecr, text.CmdDelete, text.CmdTouch, text.CmdGat, text.CmdFlushAll,
 	text.CmdKeys, text.CmdDump, text.CmdDumpKey, text.CmdShow, text.CmdKill,
 	text.CmdPing, text.CmdVersion, text.CmdVerbosity, text.CmdStats, text.CmdQuit, text.CmdNodeSync, text.CmdReplicate,
-	text.CmdOrphanScan, text.CmdOrphanPurge,
+	text.CmdOrphanScan, text.CmdOrphanPurge, text.CmdDigest,
 )
 
 // command answers what is not about keys; false ends the connection.
@@ -44,6 +44,8 @@ func (s *Server) command(c *conn, req *text.Request) bool {
 		return c.dump(req)
 	case text.CmdOrphanScan, text.CmdOrphanPurge:
 		return c.orphans(req)
+	case text.CmdDigest:
+		return c.digest(req)
 	case text.CmdKill:
 		if s.tasks.kill(req.ThreadID) {
 			c.out = append(c.out, text.ReplyOK...)

@@ -133,6 +133,10 @@ func (s *Server) enter(key []byte, partition int) (gateState, string) {
 		s.gate.leave()
 		return gateWait, "map_changed"
 	}
+	if s.handedOn() {
+		s.gate.leave()
+		return gateWait, reasonClusterReplication
+	}
 	return gateOpen, ""
 }
 
@@ -275,7 +279,11 @@ func (s *Server) settleWrite(w *writer, dst []byte, req *text.Request, c *call, 
 		failure := text.ReplyProxyFailure
 		pause := time.Until(deadline)
 		if c == nil {
-			switch r := s.maps.table().routeWrite(req.Key(), req.Via); r.action {
+			r := s.maps.table().routeWrite(req.Key(), req.Via)
+			if to := s.remote.Load(); to != nil && r.action != actCopy {
+				return s.settleRemoteWrite(dst, &pending{req: req, call: s.ask(to, req)})
+			}
+			switch r.action {
 			case actLocal, actCopy:
 				n := len(dst)
 				var e execution

@@ -218,7 +218,7 @@ func (k *relayKeeper) start(ctx context.Context, key relayKey, t *table, held te
 		cfg.Lanes = func() int { return s.live.Load().ClusterReplication.Concurrency }
 		// In mode forward nothing is written here; whoever changes the mode later
 		// gets no dump, as with the original.
-		cfg.Fill = s.live.Load().ClusterReplication.Mode == options.Duplicate
+		cfg.Fill = s.live.Load().ClusterReplication.Mode != options.Forward
 	}
 	runCtx, cancel := context.WithCancel(ctx)
 	r := &relayRun{key: key, relay: relay.New(s.db, cfg), cancel: cancel}
@@ -399,14 +399,22 @@ func (k *relayKeeper) showDump(r *relayRun) {
 	}
 }
 
-// cluster returns the status of the relay to the other cluster; false if none runs.
-func (k *relayKeeper) cluster() (relay.Status, bool) {
+// toCluster returns the relay to the other cluster; nil if none runs.
+func (k *relayKeeper) toCluster() *relay.Relay {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for key, r := range k.running {
 		if key.purpose == relayCluster && !r.ending {
-			return r.relay.Status(), true
+			return r.relay
 		}
+	}
+	return nil
+}
+
+// cluster returns the status of that relay; false if none runs.
+func (k *relayKeeper) cluster() (relay.Status, bool) {
+	if r := k.toCluster(); r != nil {
+		return r.Status(), true
 	}
 	return relay.Status{}, false
 }

@@ -84,6 +84,7 @@ type Server struct {
 	relays    *relayKeeper
 	remote    atomic.Pointer[remote] // who answers instead of this cluster; nil for nobody
 	remotes   *peers                 // connections there
+	hold      hold
 	peers     *peers
 	index     *indexClient
 	copying   copying

@@ -310,5 +310,5 @@ func (s *Server) apply(o options.Options) {
 	s.watcher.set(o.TimeWatcher)
 	s.sweeper.changed()
 	s.relays.look()
-	s.setRemote(o.ClusterReplication)
+	s.setReplicationMode(o.ClusterReplication)
 }

@@ -85,6 +85,9 @@ const (
 	Duplicate ReplicationMode = "duplicate"
 	// Forward: the destination gets every request instead.
 	Forward ReplicationMode = "forward"
+	// Hold: as Duplicate, and writes of clients wait, for the moment in which the
+	// destination takes the clients over.
+	Hold ReplicationMode = "hold"
 )
 
 // ClusterReplication are the options of the replication to another cluster.

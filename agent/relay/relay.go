@@ -110,6 +110,7 @@ type Status struct {
 
 // FillStatus is how far a fill is.
 type FillStatus struct {
+	Due     bool // one is to begin, when the peer can be reached
 	Running bool
 	Runs    uint64 // fills that were begun
 	Done    uint64 // fills that came to their end
@@ -146,6 +147,7 @@ func New(db *storage.DB, cfg Config) *Relay {
 	}
 	r := &Relay{db: db, cfg: cfg, log: cfg.Logger.With("peer", cfg.Peer), window: newWindow()}
 	r.begin()
+	r.status.Fill.Due = cfg.Fill
 	return r
 }
 
@@ -182,6 +184,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		r.mu.Lock()
 		lost := r.queued()
 		r.status.Dropped += lost
+		r.status.Fill.Due = true
 		r.mu.Unlock()
 		r.log.Warn("gave up the log kept for a peer, it will be sent all records", "reason", reason,
 			"batches", lost, "acked", r.status.Acked.String(), "error", err)

@@ -42,6 +42,7 @@ func reportOf(st *agentv1.AgentStatus) (core.AgentReport, error) {
 		r.DataPartition = agentv1.PartitionNumber(f.DataPartition)
 		r.History = f.GetHistory()
 		r.LeaseToken, r.LeaseEpoch = f.GetLeaseToken(), f.GetLeaseEpoch()
+		r.Cluster = clusterReportOf(f.GetClusterReplication())
 	}
 	if at := st.GetAgentStartedAt(); at != nil {
 		r.AgentStarted = at.AsTime().UnixNano()
@@ -140,6 +141,7 @@ func topologyProto(t runtime.Topology) *controllerv1.Topology {
 	for _, c := range t.Status.Conditions {
 		out.Conditions = append(out.Conditions, &controllerv1.Condition{Type: c.Type, Status: c.True, Reason: c.Reason, Message: c.Message})
 	}
+	out.Replication = replicationProto(t)
 	for _, n := range t.Nodes {
 		node := &controllerv1.NodeTopology{
 			Node:           n.Node.Key(),

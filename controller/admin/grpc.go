@@ -36,6 +36,7 @@ const (
 	ReasonAgentOfNoPod    = "agent_of_no_pod"
 	ReasonAgentOfOtherPod = "agent_of_other_pod"
 	ReasonInternalFailure = "internal"
+	ReasonRounds          = "bad_rounds"
 )
 
 // refusal is a gRPC error with a machine-readable reason.

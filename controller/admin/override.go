@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -50,7 +51,11 @@ func (s *Server) operate(ctx context.Context, l *leading, cmd core.Command, dryR
 		s.log.InfoContext(ctx, "operator's command", "command", core.Describe(cmd), "peer", from, "refused", o.Reply.Reason, "changes", len(o.Decisions))
 	}
 	if o.Reply.Reason != "" {
-		return nil, refusal(refusalCode(o.Reply.Reason), o.Reply.Reason, "%s is refused: %s", core.Describe(cmd), o.Reply.Reason)
+		why := o.Reply.Reason
+		if strings.HasPrefix(o.Reply.Err, why+": ") {
+			why = o.Reply.Err // in words, too
+		}
+		return nil, refusal(refusalCode(o.Reply.Reason), o.Reply.Reason, "%s is refused: %s", core.Describe(cmd), why)
 	}
 	return outcomeProto(o, dryRun), nil
 }

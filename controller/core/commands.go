@@ -45,6 +45,12 @@ func (w *work) command(c Command) {
 		r.Err = w.behind(c, key)
 	case VerbHandover:
 		r.Err = w.handover(c, key)
+	case VerbStartReplication:
+		w.startReplication().reply(&r)
+	case VerbCutOver:
+		w.cutOver(c.Force).reply(&r)
+	case VerbRollBack:
+		w.rollBack(c.Force).reply(&r)
 	case VerbRemove:
 		if r.Reason = w.remove(key); r.Reason != "" {
 			r.Err = failRemove

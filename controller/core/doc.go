@@ -24,6 +24,7 @@
 //	outcome.go     what a command would bring about
 //	lease.go       which process may take writes, and for how long nobody else may
 //	assign.go      which node gets which duty
+//	clusterreplication.go  the phases of the replication to another cluster
 //	status.go      the summary and its conditions
 //	invariants.go  what must hold after every step
 //

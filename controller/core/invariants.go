@@ -51,6 +51,9 @@ func Invariants() []Invariant {
 		{"GraceNeedsProof", "In the grace period no node is taken down for silence or failed pings.", graceNeedsProof},
 		{"BreakerNeedsCalm", "The breaker closes only after it was half-open for its time, and never while too much is lost.", breakerNeedsCalm},
 		{"DataLossIsAccepted", "A node that was neither in sync nor the master becomes master of an established partition of extended nodes only by an operator who accepts the loss.", dataLossIsAccepted},
+		{"ReplicationEdges", "Cluster replication goes from phase to phase along the edges of its diagram, and cuts over only when it was told to.", replicationEdges},
+		{"CutOverLosesNothing", "Unless forced, the target takes the clients over only when no node executes writes of clients, and it has every record.", cutOverLosesNothing},
+		{"ConfigIsSaved", "Nodes are told of a phase of cluster replication only when it is saved.", configIsSaved},
 		{"LabelsAreSaved", "Labels show saved duties only.", labelsAreSaved},
 		{"MachineRests", "After a step the machine is Done, or waits for a Persist that is under way, or has not begun.", machineRests},
 		{"InputUnchanged", "A step does not change the state it was given.", nil}, // checked by Check itself

@@ -8,12 +8,13 @@ type StepName string
 // the decisions before it are being made durable.
 //
 //	Init -> FetchSpec -> ListPods -> DetectDead -> Failover -> AssignRoles
-//	     -> WriteConfig -> Broadcast -> RouteServices -> WriteStatus -> Done
+//	     -> WriteConfig -> ClusterReplication -> Broadcast -> RouteServices
+//	     -> WriteStatus -> Done
 //
 // Any input starts it anew at Init. Requests other than Persist are not waited
 // for: their results are inputs, and a request of a kind that is still under way
 // is left for the run that its result starts. So a slow or failing request holds
-// up nothing else, and a run ends after at most ten steps whatever the state is.
+// up nothing else, and a run ends after at most eleven steps whatever the state is.
 const (
 	StepInit          StepName = "Init"
 	StepFetchSpec     StepName = "FetchSpec"
@@ -22,6 +23,7 @@ const (
 	StepFailover      StepName = "Failover"
 	StepAssignRoles   StepName = "AssignRoles"
 	StepWriteConfig   StepName = "WriteConfig"
+	StepReplication   StepName = "ClusterReplication"
 	StepBroadcast     StepName = "Broadcast"
 	StepRouteServices StepName = "RouteServices"
 	StepWriteStatus   StepName = "WriteStatus"
@@ -79,6 +81,9 @@ func (w *work) next(step StepName) StepName {
 		return StepWriteConfig
 	case StepWriteConfig:
 		w.writeConfig()
+		return StepReplication
+	case StepReplication:
+		w.clusterReplication()
 		return StepBroadcast
 	case StepBroadcast:
 		w.release()
@@ -112,8 +117,8 @@ func (w *work) reconcile() {
 // writeConfig publishes the options when they differ from what is published.
 func (w *work) writeConfig() {
 	s := &w.s
-	want := ConfigKey{Generation: s.Spec.Generation, Text: s.Spec.Config}
-	if !s.Spec.Known || want == s.ConfigWritten || !w.open(&s.Config) {
+	want := ConfigKey{Generation: s.Spec.Generation, Text: s.configText()}
+	if !s.Spec.Known || s.replicationUnknown() || want == s.ConfigWritten || !w.open(&s.Config) {
 		return
 	}
 	s.ConfigWanted = want

@@ -27,6 +27,8 @@ type Durable struct {
 	// that epoch may be under way: the node may register again.
 	Removed []RemovedNode `json:"removed,omitempty"`
 	Safety  Safety        `json:"safety,omitzero"`
+	// Replication is that to another cluster.
+	Replication Replication `json:"replication,omitzero"`
 }
 
 // RemovedNode is what must be remembered of a node that was removed.
@@ -150,6 +152,10 @@ type State struct {
 	HeldBack      string  // why duties that could be given are not; empty when none could
 	Refusal       Refusal // of the spec, or of a part of it
 	Blocked       Refusal // why a wanted assignment is not made
+
+	TargetCheck        Channel
+	Target             TargetState // of cluster replication, as last looked at
+	ReplicationRefusal Refusal     // why cluster replication is not as asked for
 }
 
 // ConfigKey identifies a configuration to be published.

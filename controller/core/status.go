@@ -15,7 +15,7 @@ func (s Status) equal(o Status) bool {
 	return s.Generation == o.Generation && s.Phase == o.Phase && s.Reason == o.Reason && s.Message == o.Message &&
 		s.NodesReady == o.NodesReady && s.NodesWanted == o.NodesWanted && s.MastersUp == o.MastersUp &&
 		s.MapVersion == o.MapVersion && s.ConfigNodes == o.ConfigNodes && s.ConfigReason == o.ConfigReason &&
-		slices.Equal(s.Conditions, o.Conditions) &&
+		slices.Equal(s.Conditions, o.Conditions) && s.Replication.equal(o.Replication) &&
 		slices.EqualFunc(s.Partitions, o.Partitions, func(a, b PartitionStatus) bool {
 			return a.Number == b.Number && a.Epoch == b.Epoch && a.Master == b.Master && a.State == b.State &&
 				slices.Equal(a.InSync, b.InSync) && slices.Equal(a.Preparing, b.Preparing)
@@ -155,6 +155,9 @@ func StatusOf(s State) Status {
 	}
 	config := configCondition(s, &st)
 	st.Conditions = []Condition{ready, progressing, degraded, config, breakerCondition(&s), pausedCondition(&s), reductionCondition(&s)}
+	replication, conditions := replicationStatus(s)
+	st.Replication = replication
+	st.Conditions = append(st.Conditions, conditions...)
 
 	worst := ready
 	switch {
@@ -213,7 +216,7 @@ func configCondition(s State, st *Status) Condition {
 	switch {
 	case len(rejected) > 0:
 		c.Reason, c.Message = ReasonRejected, fmt.Sprintf("%d of %d nodes refuse the configuration and keep the former one; %s", len(rejected), total, rejected[0])
-	case s.ConfigWritten.Generation != s.Spec.Generation || s.ConfigWritten.Text != s.Spec.Config:
+	case s.ConfigWritten.Generation != s.Spec.Generation || s.ConfigWritten.Text != s.configText():
 		c.Message = "the configuration is being published"
 		if s.Config.Error != "" {
 			c.Message = "the configuration cannot be published: " + s.Config.Error

@@ -152,6 +152,10 @@ func (w *work) fold(in Input) {
 		w.persisted(in)
 	case Done:
 		w.done(in)
+	case TargetChecked:
+		w.targetChecked(in)
+	case ClustersCompared:
+		w.compared(in)
 	}
 	w.commit()
 }
@@ -369,6 +373,10 @@ func Describe(in Input) string {
 		return fmt.Sprintf("persisted seq=%d", in.Seq)
 	case Done:
 		return fmt.Sprintf("done %s", in.Request)
+	case TargetChecked:
+		return fmt.Sprintf("target %s %s", in.Target, cmp.Or(in.Reason, "answers"))
+	case ClustersCompared:
+		return fmt.Sprintf("compared with %s equal=%t", in.Target, in.Comparison.Equal)
 	}
 	return "?"
 }
@@ -376,6 +384,8 @@ func Describe(in Input) string {
 func describeCommand(c Command) string {
 	key := nodeKey(c.Name, c.Port)
 	switch c.Verb {
+	case VerbStartReplication, VerbCutOver, VerbRollBack:
+		return fmt.Sprintf("%s force=%t", c.Verb, c.Force)
 	case VerbHello:
 		return fmt.Sprintf("hello %s instance=%s holds=%d at=%v", key, cmp.Or(c.Hello.Instance, "-"), c.Hello.Partition, c.Hello.LSN)
 	case VerbRole:

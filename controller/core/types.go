@@ -52,6 +52,9 @@ type AgentReport struct {
 	ConfigRejected   bool
 	ConfigPending    bool // an option waits for a restart
 	ConfigMessage    string
+
+	// Cluster is about the replication to another cluster.
+	Cluster ClusterReport
 }
 
 // AgentLost tells that the link of a node's agent has ended.
@@ -114,6 +117,8 @@ type Command struct {
 	Seconds       int    // override
 
 	Hello Hello // hello
+
+	Force bool // cut-over, roll-back: in spite of what speaks against it
 }
 
 // Verb names a command.
@@ -300,8 +305,10 @@ type Spec struct {
 	Replicas   int // nodes per partition, master included
 	MinInSync  int // of them in sync, master included, for it to take writes; 0: it does not matter
 	Meta       topology.Meta
-	Config     string // text of the options file
+	Config     string // text of the options file, but for the cluster replication
 	Failover   FailoverPolicy
+	// Replication is that to another cluster.
+	Replication SpecReplication
 }
 
 // Members are the nodes that are expected to exist.
@@ -335,6 +342,7 @@ type Status struct {
 	Conditions   []Condition       `json:"conditions"`
 	ConfigNodes  int               `json:"configNodes"` // nodes that have the configuration of this generation in force
 	ConfigReason string            `json:"configReason"`
+	Replication  ReplicationStatus `json:"replication,omitzero"`
 }
 
 // Phase is the condition of the cluster in one word.
@@ -388,4 +396,7 @@ const (
 	ConditionPaused        = "Paused"
 
 	ConditionPartitionReductionRefused = "PartitionReductionRefused"
+	// ConditionClusterReplication is there only while a replication to another cluster
+	// is asked for or under way; true while the target gets every write.
+	ConditionClusterReplication = "ClusterReplication"
 )

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -115,6 +116,7 @@ func statusOf(s core.Status, before v1.FlareClusterStatus, now metav1.Time) v1.F
 			State:     v1.PartitionState(p.State),
 		})
 	}
+	out.ClusterReplication = replicationStatusOf(s.Replication)
 	out.Conditions = slices.Clone(before.Conditions)
 	for _, c := range s.Conditions {
 		value := metav1.ConditionFalse
@@ -136,6 +138,26 @@ func statusOf(s core.Status, before v1.FlareClusterStatus, now metav1.Time) v1.F
 		conditions = append(conditions, *meta.FindStatusCondition(out.Conditions, c.Type))
 	}
 	out.Conditions = conditions
+	return out
+}
+
+// replicationStatusOf translates the summary of the cluster replication; nil for none.
+func replicationStatusOf(r core.ReplicationStatus) *v1.ClusterReplicationStatus {
+	if r.Phase == core.ReplicationNone && r.Target == "" {
+		return nil
+	}
+	out := &v1.ClusterReplicationStatus{Phase: cmp.Or(string(r.Phase), "None"), Target: r.Target}
+	for _, p := range r.Partitions {
+		out.Partitions = append(out.Partitions, v1.PartitionReplicationStatus{
+			Partition: int32(p.Number), Dumped: p.Dumped, Percent: int32(p.Percent), Reason: p.Reason,
+		})
+	}
+	if c := r.Compared; c.At > 0 {
+		out.Compared = &v1.ClusterComparison{
+			At: metav1.NewTime(time.UnixMilli(c.At)), Equal: c.Equal, Exact: c.Exact,
+			Records: int64(c.Records), TargetRecords: int64(c.Target), Differing: int32(c.Differing),
+		}
+	}
 	return out
 }
 

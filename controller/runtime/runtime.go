@@ -81,6 +81,9 @@ type Topology struct {
 	Partitions []core.PartitionStatus
 	Nodes      []NodeTopology // one per node of Map, same order
 	Status     core.Status    // as last written
+
+	Replication         core.Replication           // to another cluster
+	ReplicationProgress []core.ReplicationProgress // one a partition, while there is one
 }
 
 // NodeTopology is what is known of one node.
@@ -251,6 +254,12 @@ func (r *Runtime) execute(ctx context.Context, fail context.CancelCauseFunc, wg 
 		request("label nodes", func(ctx context.Context) error { return b.LabelNodes(ctx, e.Labels) }, done(core.RequestLabels, e.Seq))
 	case core.WriteStatus:
 		request("write status", func(ctx context.Context) error { return b.WriteStatus(ctx, e.Status) }, done(core.RequestStatus, e.Seq))
+	case core.CheckTarget:
+		wg.Go(func() {
+			callCtx, done := context.WithTimeout(ctx, r.cfg.RequestTimeout)
+			defer done()
+			r.Observe(checkTarget(callCtx, e))
+		})
 	case core.Broadcast:
 		r.cfg.Broadcaster.Publish(e.Update)
 	case core.Reply:

@@ -23,6 +23,12 @@ func SpecOf(spec v1.FlareClusterSpec, generation int64) core.Spec {
 	s.Default()
 	meta := topology.DefaultMeta()
 	meta.PartitionSize = int(s.PartitionSize)
+	meta.Hint, meta.Virtual = int(s.KeyMapping.Hint), int(s.KeyMapping.Virtual)
+	if hash, err := topology.ParseHash(string(s.KeyMapping.Hash)); err == nil {
+		meta.Hash = hash
+	} else {
+		meta.Virtual = 0 // refused by the core: the schema knows the same words
+	}
 	return core.Spec{
 		Known:      true,
 		Generation: generation,
@@ -36,6 +42,11 @@ func SpecOf(spec v1.FlareClusterSpec, generation int64) core.Spec {
 			HoldZone: s.Failover.OnZoneLoss == v1.ZoneLossHold,
 			Grace:    int64(*s.Failover.GraceSeconds) * 1000,
 			Paused:   s.Paused,
+		},
+		Replication: core.SpecReplication{
+			Enabled: s.ClusterReplication.Enabled,
+			Target:  s.ClusterReplication.Target,
+			Mode:    core.ReplicationMode(s.ClusterReplication.Mode),
 		},
 	}
 }

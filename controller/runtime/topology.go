@@ -13,6 +13,10 @@ func topologyOf(s core.State) Topology {
 		Map: s.Saved.Map(), Meta: s.Saved.Meta, Spec: s.Spec, Members: s.Members,
 		Partitions: core.PartitionsOf(s), Status: core.StatusOf(s),
 	}
+	t.Replication = s.Saved.Replication
+	if t.Replication.Phase != core.ReplicationNone {
+		t.ReplicationProgress = core.ReplicationProgressOf(s)
+	}
 	for i, n := range t.Map.Nodes {
 		nt := NodeTopology{Node: n, Zone: s.Zone(n.Key()), DownReason: s.Saved.Nodes[i].DownReason}
 		if o, ok := s.SeenOf(n.Key()); ok {

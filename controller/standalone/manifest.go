@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	v1 "github.com/flarekv/flare/controller/api/v1"
+	"github.com/flarekv/flare/proto/topology"
 )
 
 // maxManifest bounds the file: a FlareCluster has a few lines.
@@ -51,8 +52,9 @@ func ParseManifest(b []byte) (*v1.FlareCluster, error) {
 }
 
 var (
-	optionName  = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,48}$`)
-	optionValue = regexp.MustCompile(`^[A-Za-z0-9_.:+-]{1,64}$`)
+	optionName        = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,48}$`)
+	replicationTarget = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[1-9][0-9]{0,4})?$`)
+	optionValue       = regexp.MustCompile(`^[A-Za-z0-9_.:+-]{1,64}$`)
 )
 
 // validate repeats the bounds of the CustomResourceDefinition, which no API
@@ -66,6 +68,10 @@ func validate(s *v1.FlareClusterSpec) error {
 		{"partitions", int64(s.Partitions), 1, 1023},
 		{"replicas", int64(s.Replicas), 1, 8},
 		{"partitionSize", int64(s.PartitionSize), 2, 4096},
+		{"keyMapping.hint", int64(s.KeyMapping.Hint), 1, 4096},
+		{"keyMapping.virtual", int64(s.KeyMapping.Virtual), 1, 1048576},
+		{"clusterReplication.concurrency", int64(s.ClusterReplication.Concurrency), 1, 64},
+		{"clusterReplication.spoolLimitMb", s.ClusterReplication.SpoolLimitMB, 1, 16777216},
 		{"replication.minInSync", int64(s.Replication.MinInSync), 1, int64(s.Replicas)},
 		{"failover.graceSeconds", int64(*s.Failover.GraceSeconds), 0, 3600},
 		{"rocksdb.walTtlSeconds", *r.WALTTLSeconds, 1, 31536000},
@@ -92,6 +98,19 @@ func validate(s *v1.FlareClusterSpec) error {
 		if !optionName.MatchString(name) || !optionValue.MatchString(string(value)) {
 			return fmt.Errorf("spec.rocksdb.options has %q: %q: want a name of RocksDB and a value, such as write_buffer_size: \"33554432\"", name, value)
 		}
+	}
+	if _, err := topology.ParseHash(string(s.KeyMapping.Hash)); err != nil {
+		return fmt.Errorf("spec.keyMapping.hash: %w", err)
+	}
+	if t := s.KeyMapping.Type; t != v1.PartitionModular {
+		return fmt.Errorf("spec.keyMapping.type is %q: want %q", t, v1.PartitionModular)
+	}
+	c := s.ClusterReplication
+	if !replicationTarget.MatchString(c.Target) || len(c.Target) > 259 || c.Enabled && c.Target == "" {
+		return fmt.Errorf("spec.clusterReplication.target is %q: want host:port of a node of the other cluster", c.Target)
+	}
+	if c.Mode != v1.ClusterReplicationDuplicate && c.Mode != v1.ClusterReplicationForward {
+		return fmt.Errorf("spec.clusterReplication.mode is %q: want %q or %q", c.Mode, v1.ClusterReplicationDuplicate, v1.ClusterReplicationForward)
 	}
 	if s.PartitionSize <= s.Partitions {
 		return fmt.Errorf("spec.partitionSize is %d: want more than spec.partitions, which is %d", s.PartitionSize, s.Partitions)

@@ -58,7 +58,8 @@ type Backend struct {
 
 	mu      sync.Mutex
 	current versioned
-	problem string // with the manifest, as last logged
+	config  *core.WriteConfig // that is published; nil before the first
+	problem string            // with the manifest, as last logged
 }
 
 var _ runtime.Backend = (*Backend)(nil)
@@ -176,11 +177,43 @@ func (b *Backend) Persist(_ context.Context, d core.Durable) error {
 
 // WriteConfig publishes the options and the generation they are of.
 func (b *Backend) WriteConfig(_ context.Context, c core.WriteConfig) error {
-	generation := strconv.FormatInt(c.Generation, 10)
-	return publishDir(b.ConfigDir(), generation, map[string]string{
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.config = &c
+	return publishDir(b.ConfigDir(), strconv.FormatInt(c.Generation, 10), configFiles(c))
+}
+
+func configFiles(c core.WriteConfig) map[string]string {
+	return map[string]string{
 		"extra.conf": c.Text,
-		"generation": generation + "\n",
-	})
+		"generation": strconv.FormatInt(c.Generation, 10) + "\n",
+	}
+}
+
+// repairConfig publishes the options again when somebody changed or removed them: the
+// nodes' phase of a cluster replication depends on them.
+func (b *Backend) repairConfig() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.config == nil {
+		return
+	}
+	files := configFiles(*b.config)
+	for name, want := range files {
+		path := filepath.Join(b.ConfigDir(), name)
+		have, err := os.ReadFile(path)
+		if err == nil && string(have) == want {
+			continue
+		}
+		b.log.Warn("the options published for the nodes are not what they should be; they are published again", "file", path, "error", err)
+		if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSymlink == 0 {
+			os.RemoveAll(path) // something that took the place of the link
+		}
+		if err := publishDir(b.ConfigDir(), strconv.FormatInt(b.config.Generation, 10), files); err != nil {
+			b.log.Error("the options are not published again", "error", err)
+		}
+		return
+	}
 }
 
 // ScaleTo does nothing: nobody here can start nodes.
@@ -228,6 +261,7 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 	defer poll.Stop()
 	var last core.Spec
 	for {
+		b.repairConfig()
 		spec, err := b.reload()
 		switch {
 		case err != nil:

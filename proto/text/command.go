@@ -33,6 +33,7 @@ const (
 	CmdReplicate
 	CmdOrphanScan
 	CmdOrphanPurge
+	CmdDigest
 	CmdMeta
 	CmdNodeAdd
 	CmdNodeRole
@@ -75,6 +76,7 @@ var commandWords = [commandCount]string{
 	CmdReplicate:    "replicate",
 	CmdOrphanScan:   "orphan_scan",
 	CmdOrphanPurge:  "orphan_purge",
+	CmdDigest:       "digest",
 	CmdMeta:         "meta",
 	CmdNodeAdd:      "node add",
 	CmdNodeRole:     "node role",
@@ -122,7 +124,7 @@ const common CommandSet = 1<<CmdPing | 1<<CmdVersion | 1<<CmdVerbosity | 1<<CmdS
 const (
 	// NodeCommands is what a storage node answers.
 	NodeCommands = common | (1<<(CmdFlushAll+1) - 1<<CmdGet) | 1<<CmdNodeSync | 1<<CmdReplicate |
-		1<<CmdOrphanScan | 1<<CmdOrphanPurge
+		1<<CmdOrphanScan | 1<<CmdOrphanPurge | 1<<CmdDigest
 	// IndexCommands is what an index server answers.
 	IndexCommands = common | 1<<CmdMeta | 1<<CmdNodeAdd | 1<<CmdNodeRole | 1<<CmdNodeState | 1<<CmdNodeRemove |
 		1<<CmdNodeHello | 1<<CmdNodeBehind | 1<<CmdNodeHandover | 1<<CmdShutdown

@@ -67,6 +67,12 @@ func AppendRequest(dst []byte, req *Request, via []string) []byte {
 		if req.Rate > 0 {
 			dst = appendInt(dst, int64(req.Rate))
 		}
+	case CmdDigest:
+		d := &req.Digest
+		dst = appendWord(dst, d.Meta.Hash.String())
+		for _, n := range []int{d.Meta.Hint, d.Meta.Virtual, d.Meta.PartitionSize, d.Partitions, d.Buckets} {
+			dst = appendInt(dst, int64(n))
+		}
 	case CmdNodeSync:
 		if req.HasVersion {
 			dst = appendUint(dst, req.Version)

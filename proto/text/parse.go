@@ -182,6 +182,9 @@ func (p *parser) command() *ProtocolError {
 		}
 		req.Rate = int32(rate)
 		return p.end()
+	case "digest":
+		req.Command = CmdDigest
+		return p.digest()
 	case "quit":
 		req.Command = CmdQuit
 		if e := p.end(); e != nil {
@@ -375,6 +378,23 @@ func (p *parser) dump(wait bool) *ProtocolError {
 	}
 	d.Partition, d.Partitions, d.Bandwidth = int(max(partition, topology.NoPartition)), int(partitions), bandwidth
 	return nil
+}
+
+// digest reads: hash hint virtual partition-size partitions buckets
+func (p *parser) digest() *ProtocolError {
+	d := &p.req.Digest
+	hash, err := topology.ParseHash(string(p.word()))
+	ok := err == nil
+	d.Meta.Hash = hash
+	for _, n := range []*int{&d.Meta.Hint, &d.Meta.Virtual, &d.Meta.PartitionSize, &d.Partitions, &d.Buckets} {
+		v, isNumber := parseInt(p.number())
+		ok = ok && isNumber && v >= 1 && v <= maxDigest
+		*n = int(v)
+	}
+	if !ok || d.Meta.Validate() != nil || d.Partitions >= d.Meta.PartitionSize || d.Partitions*d.Buckets > maxDigest {
+		return refuse(ReasonBadArguments)
+	}
+	return p.end()
 }
 
 // flushAll reads: [exptime] [noreply]; the time is checked and ignored.

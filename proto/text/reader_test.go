@@ -130,6 +130,10 @@ func TestReadRequest(t *testing.T) {
 		{"orphan_scan\r\n", "orphan_scan"},
 		{"orphan_purge\r\n", "orphan_purge"},
 		{"orphan_purge 50\r\n", "orphan_purge Rate=50"},
+		{"digest murmur 1 4096 1024 3 8\r\n", "digest Digest={Meta:{PartitionSize:1024 Hash:murmur Hint:1 Virtual:4096} Partitions:3 Buckets:8}"},
+		{"digest simple 1 4096 3 3 8\r\n", `digest: bad_arguments "ERROR\r\n"`},
+		{"digest simple 1 4096 1024 1000 10000\r\n", `digest: bad_arguments "ERROR\r\n"`},
+		{"digest simple 1 4096 1024 3\r\n", `digest: bad_arguments "ERROR\r\n"`},
 		{"quit now\r\nquit\r\n", `quit: bad_arguments ""|quit`},
 
 		// The list of nodes a request went through.
@@ -449,6 +453,7 @@ func TestRequestRoundTrip(t *testing.T) {
 		{Command: CmdShow, Args: [][]byte{[]byte("variables")}},
 		{Command: CmdKill, ThreadID: -4},
 		{Command: CmdOrphanScan}, {Command: CmdOrphanPurge}, {Command: CmdOrphanPurge, Rate: 7},
+		{Command: CmdDigest, Digest: Digest{Meta: topology.DefaultMeta(), Partitions: 3, Buckets: 8}},
 		{Command: CmdNodeSync, Version: 4, HasVersion: true, Nodes: []topology.Node{
 			{Name: "n", Port: 1, Role: topology.Slave, State: topology.Ready, Partition: 2, Balance: 3, ThreadType: 16, Epoch: 5}}},
 		{Command: CmdNodeSync},

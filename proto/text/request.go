@@ -53,6 +53,7 @@ type Request struct {
 	ThreadID  int64           // kill
 	Rate      int32           // orphan_purge: keys a second, 0 if absent
 	Dump      Dump            // dump, dump_key
+	Digest    Digest          // digest
 	Node      NodeArgs        // node add, role, state, remove, hello, behind, handover, shutdown
 	Nodes     []topology.Node // node sync
 	Replicate Replicate
@@ -73,6 +74,17 @@ type Dump struct {
 	Partitions int   // 0: all keys
 	Bandwidth  int64 // KiB/s, 0 unlimited
 }
+
+// Digest is how a digest shall be split up: by the mapping of keys to partitions of
+// whichever cluster, and each partition into buckets.
+type Digest struct {
+	Meta       topology.Meta
+	Partitions int
+	Buckets    int // a partition
+}
+
+// maxDigest bounds the parts of a digest.
+const maxDigest = 1 << 20
 
 // NodeArgs are the arguments of the commands about one node.
 type NodeArgs struct {

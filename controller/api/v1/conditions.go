@@ -1,7 +1,7 @@
 package v1
 
 // Types of the conditions in status.conditions. Each is always present once the
-// controller has written a status.
+// controller has written a status, but where it says otherwise.
 const (
 	// ConditionReady is true while every partition has a master that is up.
 	ConditionReady = "Ready"
@@ -22,6 +22,9 @@ const (
 	// ConditionPartitionReductionRefused is true while fewer partitions are asked for
 	// than there are.
 	ConditionPartitionReductionRefused = "PartitionReductionRefused"
+	// ConditionClusterReplication is there only while a replication to another cluster
+	// is asked for or under way. It is true while the target gets every write.
+	ConditionClusterReplication = "ClusterReplication"
 )
 
 // Reasons of the conditions. They are part of the API: they do not change their
@@ -95,6 +98,29 @@ const (
 	ReasonPausedBySpec = "paused_by_spec"
 	// ReasonNotPaused: neither.
 	ReasonNotPaused = "not_paused"
+	// ReasonReplicationChecking: the target of the cluster replication is being looked at.
+	ReasonReplicationChecking = "checking_target"
+	// ReasonTargetUnreachable: nobody answers there.
+	ReasonTargetUnreachable = "target_unreachable"
+	// ReasonTargetIncompatible: it answers, but not as a node of a whole cluster.
+	ReasonTargetIncompatible = "target_incompatible"
+	// ReasonTargetIsSelf: the target is a node of this cluster.
+	ReasonTargetIsSelf = "target_is_self"
+	// ReasonTargetReplicatesHere: the target replicates to this cluster.
+	ReasonTargetReplicatesHere = "target_replicates_here"
+	// ReasonDumping: the target is sent all records, and every write.
+	ReasonDumping = "dumping"
+	// ReasonForwarding: it has all records and gets every write.
+	ReasonForwarding = "forwarding"
+	// ReasonCuttingOver: writes wait until it has everything.
+	ReasonCuttingOver = "cutting_over"
+	// ReasonCutOver: it answers the clients. While that is so the replication cannot be
+	// switched off, only rolled back.
+	ReasonCutOver = "cut_over"
+	// ReasonRolledBack: an operator ended the replication, and has to begin it again.
+	ReasonRolledBack = "rolled_back"
+	// ReasonReplicationRunning: another target or mode was asked for meanwhile.
+	ReasonReplicationRunning = "replication_running"
 
 	// ReasonPersistFailed: the node map could not be saved; no role changes.
 	ReasonPersistFailed = "persist_failed"

@@ -88,8 +88,8 @@ func TestSchemaDefaultsEqualGoDefaults(t *testing.T) {
 		}
 	}
 	walk("spec", loadSchema(t).Properties["spec"], byGo)
-	if checked != 13 {
-		t.Errorf("%d defaults compared, want 13", checked)
+	if checked != 22 {
+		t.Errorf("%d defaults compared, want 22", checked)
 	}
 }
 

@@ -1,6 +1,7 @@
 package v1
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,11 @@ import (
 // are repeated here for specs that never went through one.
 const (
 	DefaultPartitionSize          = 1024
+	DefaultKeyHash                = "simple"
+	DefaultPartitionHint          = 1
+	DefaultPartitionVirtual       = 4096
+	DefaultClusterConcurrency     = 2
+	DefaultClusterSpoolLimitMB    = 1024
 	DefaultMinInSync              = 1
 	DefaultMaxDownFraction        = 0.5
 	DefaultGraceSeconds           = 120
@@ -44,6 +50,15 @@ func (s *FlareClusterSpec) Default() {
 		f.OnZoneLoss = ZoneLossFailover
 	}
 	orElse(&f.GraceSeconds, DefaultGraceSeconds)
+	k := &s.KeyMapping
+	k.Hash = cmp.Or(k.Hash, DefaultKeyHash)
+	k.Type = cmp.Or(k.Type, PartitionModular)
+	k.Hint = cmp.Or(k.Hint, DefaultPartitionHint)
+	k.Virtual = cmp.Or(k.Virtual, DefaultPartitionVirtual)
+	c := &s.ClusterReplication
+	c.Mode = cmp.Or(c.Mode, ClusterReplicationDuplicate)
+	c.Concurrency = cmp.Or(c.Concurrency, DefaultClusterConcurrency)
+	c.SpoolLimitMB = cmp.Or(c.SpoolLimitMB, DefaultClusterSpoolLimitMB)
 	r := &s.RocksDB
 	orElse(&r.WALTTLSeconds, DefaultWALTTLSeconds)
 	orElse(&r.WALSizeLimitMB, DefaultWALSizeLimitMB)
@@ -61,7 +76,9 @@ func orElse[T any](p **T, v T) {
 }
 
 // RenderConfig returns the text of extra.conf for a spec: the options that the
-// nodes of the cluster shall have, one "name = value" a line. Equal specs give
+// nodes of the cluster shall have, one "name = value" a line. Whether and how they
+// replicate to another cluster is not among them: that changes while the spec does not,
+// and the core adds it. Equal specs give
 // equal bytes, and an absent field gives the same bytes as its default. The
 // spec is not changed.
 func RenderConfig(spec FlareClusterSpec) string {
@@ -82,6 +99,9 @@ func RenderConfig(spec FlareClusterSpec) string {
 		{"rocksdb-wal-sync-interval", strconv.FormatInt(*r.WALSyncInterval, 10)},
 	} {
 		fmt.Fprintf(&b, "%s = %s\n", o.key, o.value)
+	}
+	if c := s.ClusterReplication; c.Enabled {
+		fmt.Fprintf(&b, "cluster-replication-concurrency = %d\ncluster-replication-spool-limit-mb = %d\n", c.Concurrency, c.SpoolLimitMB)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Options)) {
 		fmt.Fprintf(&b, "rocksdb-option-%s = %s\n", oneWord(name), oneWord(string(r.Options[name])))

@@ -49,6 +49,8 @@ type FlareClusterList struct {
 // +kubebuilder:validation:XValidation:rule="self.partitions <= oldSelf.partitions",message="partitions cannot be increased by this version; create a second cluster with more partitions and move the data by cluster replication",reason=FieldValueForbidden,fieldPath=".partitions"
 // +kubebuilder:validation:XValidation:rule="self.partitionSize == oldSelf.partitionSize",message="partitionSize is immutable: it decides which partition a key belongs to",reason=FieldValueForbidden,fieldPath=".partitionSize"
 // +kubebuilder:validation:XValidation:rule="self.partitionSize > self.partitions",message="partitionSize must be greater than partitions",reason=FieldValueInvalid,fieldPath=".partitionSize"
+// +kubebuilder:validation:XValidation:rule="self.keyMapping == oldSelf.keyMapping",message="keyMapping is immutable: it decides which partition a key belongs to",reason=FieldValueForbidden,fieldPath=".keyMapping"
+// +kubebuilder:validation:XValidation:rule="!self.clusterReplication.enabled || self.clusterReplication.target != ”",message="clusterReplication.target is missing: want host:port of a node of the other cluster",reason=FieldValueInvalid,fieldPath=".clusterReplication.target"
 // +kubebuilder:validation:XValidation:rule="!has(self.replication.minInSync) || self.replication.minInSync <= self.replicas",message="replication.minInSync must not be greater than replicas: no write would ever be taken",reason=FieldValueInvalid,fieldPath=".replication.minInSync"
 type FlareClusterSpec struct {
 	// Number of partitions that the key space is split into. Each has one master.
@@ -69,6 +71,13 @@ type FlareClusterSpec struct {
 	// +kubebuilder:validation:Maximum=4096
 	// +optional
 	PartitionSize int32 `json:"partitionSize,omitempty"`
+
+	// How keys are mapped to partitions, beside partitionSize. The defaults are those of
+	// the original; a cluster whose node map was imported must have its own. It cannot
+	// be changed.
+	// +kubebuilder:default={}
+	// +optional
+	KeyMapping KeyMappingSpec `json:"keyMapping,omitempty"`
 
 	// How writes reach the replicas.
 	// +kubebuilder:default={}
@@ -91,7 +100,103 @@ type FlareClusterSpec struct {
 	// +kubebuilder:default={}
 	// +optional
 	RocksDB RocksDBSpec `json:"rocksdb,omitempty"`
+
+	// Replication to another cluster, to move to it: see the operations guide.
+	// +kubebuilder:default={}
+	// +optional
+	ClusterReplication ClusterReplicationSpec `json:"clusterReplication,omitempty"`
 }
+
+// KeyMappingSpec tells how keys are mapped to partitions.
+type KeyMappingSpec struct {
+	// key-hash-algorithm of the original.
+	// +kubebuilder:default=simple
+	// +optional
+	Hash KeyHash `json:"hash,omitempty"`
+
+	// partition-type of the original, which knows no other.
+	// +kubebuilder:default=modular
+	// +optional
+	Type PartitionType `json:"type,omitempty"`
+
+	// partition-modular-hint of the original.
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4096
+	// +optional
+	Hint int32 `json:"hint,omitempty"`
+
+	// partition-modular-virtual of the original.
+	// +kubebuilder:default=4096
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1048576
+	// +optional
+	Virtual int32 `json:"virtual,omitempty"`
+}
+
+// KeyHash is the hash of keys.
+//
+// +kubebuilder:validation:Enum=simple;bitshift;crc32;adler32;murmur;jenkins
+type KeyHash string
+
+// PartitionType is the way from hashes to partitions.
+//
+// +kubebuilder:validation:Enum=modular
+type PartitionType string
+
+// PartitionModular is the one there is.
+const PartitionModular PartitionType = "modular"
+
+// ClusterReplicationSpec asks for the replication of this cluster to another one. While
+// it runs, target and mode cannot be changed.
+type ClusterReplicationSpec struct {
+	// Whether to replicate. true sends the target all records and then every write, and
+	// nothing more: the cut-over is asked for with CutOver. false ends that, but not a
+	// cut-over, which is ended with RollBack.
+	// +kubebuilder:default=false
+	// +optional
+	Enabled bool `json:"enabled"`
+
+	// host:port of any node of the other cluster, or of a Service in front of its nodes.
+	// +kubebuilder:default=""
+	// +kubebuilder:validation:MaxLength=259
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[1-9][0-9]{0,4})?$`
+	// +optional
+	Target string `json:"target"`
+
+	// duplicate: the target gets all records and every write, and this cluster answers.
+	// forward: the target answers every request of clients from the beginning, and gets
+	// no records: for one that has the data already.
+	// +kubebuilder:default=duplicate
+	// +optional
+	Mode ClusterReplicationMode `json:"mode,omitempty"`
+
+	// Connections of each master to the target.
+	// +kubebuilder:default=2
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=64
+	// +optional
+	Concurrency int32 `json:"concurrency,omitempty"`
+
+	// MiB of log that a master keeps while the target cannot be reached; beyond it all
+	// records are sent anew.
+	// +kubebuilder:default=1024
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=16777216
+	// +optional
+	SpoolLimitMB int64 `json:"spoolLimitMb,omitempty"`
+}
+
+// ClusterReplicationMode tells what the target gets.
+//
+// +kubebuilder:validation:Enum=duplicate;forward
+type ClusterReplicationMode string
+
+// The modes.
+const (
+	ClusterReplicationDuplicate ClusterReplicationMode = "duplicate"
+	ClusterReplicationForward   ClusterReplicationMode = "forward"
+)
 
 // ReplicationMode tells when a write is answered.
 //
@@ -274,12 +379,84 @@ type FlareClusterStatus struct {
 	// +listMapKey=partition
 	Partitions []PartitionStatus `json:"partitions,omitempty"`
 
+	// The replication to another cluster; absent while there is none.
+	// +optional
+	ClusterReplication *ClusterReplicationStatus `json:"clusterReplication,omitempty"`
+
 	// Ready, Progressing, Degraded, ConfigApplied, BreakerOpen, Paused,
-	// PartitionReductionRefused.
+	// PartitionReductionRefused, ClusterReplication.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// ClusterReplicationStatus is how far the replication to another cluster is.
+type ClusterReplicationStatus struct {
+	// None, Dumping (all records and every write are being sent), Forwarding (the target
+	// has all records and gets every write), CuttingOver (writes wait until it has
+	// everything), CutOver (it answers the clients).
+	// +optional
+	Phase string `json:"phase,omitempty"`
+
+	// host:port of a node of the other cluster.
+	// +optional
+	Target string `json:"target,omitempty"`
+
+	// One entry a partition, by number.
+	// +optional
+	// +listType=map
+	// +listMapKey=partition
+	Partitions []PartitionReplicationStatus `json:"partitions,omitempty"`
+
+	// The last comparison of both clusters since it began.
+	// +optional
+	Compared *ClusterComparison `json:"compared,omitempty"`
+}
+
+// PartitionReplicationStatus is one partition of it.
+type PartitionReplicationStatus struct {
+	// Number from 0.
+	Partition int32 `json:"partition"`
+
+	// Whether the target has all records.
+	// +optional
+	Dumped bool `json:"dumped"`
+
+	// How much of the records was looked at.
+	// +optional
+	Percent int32 `json:"percent"`
+
+	// Why nothing gets through, machine-readable; absent when it does.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+}
+
+// ClusterComparison is what a comparison of both clusters found.
+type ClusterComparison struct {
+	// When it ended.
+	// +optional
+	At metav1.Time `json:"at,omitempty"`
+
+	// Whether both have the same records.
+	// +optional
+	Equal bool `json:"equal"`
+
+	// Whether records were compared, and not only counted.
+	// +optional
+	Exact bool `json:"exact"`
+
+	// Records of this cluster.
+	// +optional
+	Records int64 `json:"records"`
+
+	// Records of the target.
+	// +optional
+	TargetRecords int64 `json:"targetRecords"`
+
+	// Partitions in which they differ.
+	// +optional
+	Differing int32 `json:"differing"`
 }
 
 // Phase is the condition of a cluster in one word.

@@ -1730,6 +1730,9 @@ type ClusterReplication struct {
 	Forwarded uint64 `protobuf:"varint,17,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
 	// Mode forward: requests that were not.
 	ForwardFailed uint64 `protobuf:"varint,18,opt,name=forward_failed,json=forwardFailed,proto3" json:"forward_failed,omitempty"`
+	// Mode hold: writes of clients wait on this node, and none is under way. Once
+	// queued_batches is 0 as well, the destination has everything.
+	Held          bool `protobuf:"varint,20,opt,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1890,6 +1893,13 @@ func (x *ClusterReplication) GetForwardFailed() uint64 {
 	return 0
 }
 
+func (x *ClusterReplication) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
 // ClusterDump is how far the sending of all records to another cluster has come.
 type ClusterDump struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1904,7 +1914,9 @@ type ClusterDump struct {
 	// Records of the database, estimated when it began.
 	Total uint64 `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
 	// How much of the database it has gone by.
-	Percent       uint32 `protobuf:"varint,6,opt,name=percent,proto3" json:"percent,omitempty"`
+	Percent uint32 `protobuf:"varint,6,opt,name=percent,proto3" json:"percent,omitempty"`
+	// Whether one is to begin when the destination can be reached.
+	Due           bool `protobuf:"varint,20,opt,name=due,proto3" json:"due,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1979,6 +1991,13 @@ func (x *ClusterDump) GetPercent() uint32 {
 		return x.Percent
 	}
 	return 0
+}
+
+func (x *ClusterDump) GetDue() bool {
+	if x != nil {
+		return x.Due
+	}
+	return false
 }
 
 // ExpirySweep counts the removal of expired records since the process started.
@@ -2871,7 +2890,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x06phases\x18\t \x03(\v2\x1d.flare.agent.v1.HandoverPhaseR\x06phases\"R\n" +
 	"\rHandoverPhase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
-	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xc6\x04\n" +
+	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xda\x04\n" +
 	"\x12ClusterReplication\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x16\n" +
@@ -2893,14 +2912,16 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"reconnects\x12/\n" +
 	"\x04dump\x18\x10 \x01(\v2\x1b.flare.agent.v1.ClusterDumpR\x04dump\x12\x1c\n" +
 	"\tforwarded\x18\x11 \x01(\x04R\tforwarded\x12%\n" +
-	"\x0eforward_failed\x18\x12 \x01(\x04R\rforwardFailed\"\xa5\x01\n" +
+	"\x0eforward_failed\x18\x12 \x01(\x04R\rforwardFailed\x12\x12\n" +
+	"\x04held\x18\x14 \x01(\bR\x04held\"\xb7\x01\n" +
 	"\vClusterDump\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1c\n" +
 	"\tcompleted\x18\x02 \x01(\x04R\tcompleted\x12\x18\n" +
 	"\arecords\x18\x03 \x01(\x04R\arecords\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x14\n" +
 	"\x05total\x18\x05 \x01(\x04R\x05total\x12\x18\n" +
-	"\apercent\x18\x06 \x01(\rR\apercent\"b\n" +
+	"\apercent\x18\x06 \x01(\rR\apercent\x12\x10\n" +
+	"\x03due\x18\x14 \x01(\bR\x03due\"b\n" +
 	"\vExpirySweep\x12\x14\n" +
 	"\x05walks\x18\x01 \x01(\x04R\x05walks\x12\x18\n" +
 	"\aremoved\x18\x02 \x01(\x04R\aremoved\x12#\n" +

@@ -304,7 +304,9 @@ type Topology struct {
 	// One entry a node, by node key.
 	Nodes []*NodeTopology `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	// The conditions, as in the status of the FlareCluster.
-	Conditions    []*Condition `protobuf:"bytes,10,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	Conditions []*Condition `protobuf:"bytes,10,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// The replication to another cluster; absent when none was ever asked for.
+	Replication   *ClusterReplicationTopology `protobuf:"bytes,20,opt,name=replication,proto3" json:"replication,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +379,13 @@ func (x *Topology) GetNodes() []*NodeTopology {
 func (x *Topology) GetConditions() []*Condition {
 	if x != nil {
 		return x.Conditions
+	}
+	return nil
+}
+
+func (x *Topology) GetReplication() *ClusterReplicationTopology {
+	if x != nil {
+		return x.Replication
 	}
 	return nil
 }
@@ -585,7 +594,7 @@ var File_flare_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a\"flare/controller/v1/override.proto\x1a\x1eflare/controller/v1/plan.proto\"D\n" +
+	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a\"flare/controller/v1/override.proto\x1a\x1eflare/controller/v1/plan.proto\x1a#flare/controller/v1/bluegreen.proto\"D\n" +
 	"\rAttachRequest\x123\n" +
 	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"c\n" +
 	"\x0eAttachResponse\x12\x1f\n" +
@@ -597,7 +606,7 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\x16\n" +
 	"\x14WatchTopologyRequest\"R\n" +
 	"\x15WatchTopologyResponse\x129\n" +
-	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\xc2\x02\n" +
+	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\x95\x03\n" +
 	"\bTopology\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x12+\n" +
@@ -610,7 +619,8 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"conditions\x18\n" +
 	" \x03(\v2\x1e.flare.controller.v1.ConditionR\n" +
-	"conditions\"\xcb\x01\n" +
+	"conditions\x12Q\n" +
+	"\vreplication\x18\x14 \x01(\v2/.flare.controller.v1.ClusterReplicationTopologyR\vreplication\"\xcb\x01\n" +
 	"\x11PartitionTopology\x12!\n" +
 	"\tpartition\x18\x01 \x01(\rH\x00R\tpartition\x88\x01\x01\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -633,7 +643,8 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"_partition2i\n" +
 	"\x10AgentLinkService\x12U\n" +
-	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\xe3\x06\n" +
+	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\x89\n" +
+	"\n" +
 	"\x11ControllerService\x12`\n" +
 	"\vGetTopology\x12'.flare.controller.v1.GetTopologyRequest\x1a(.flare.controller.v1.GetTopologyResponse\x12h\n" +
 	"\rWatchTopology\x12).flare.controller.v1.WatchTopologyRequest\x1a*.flare.controller.v1.WatchTopologyResponse0\x01\x12K\n" +
@@ -644,7 +655,11 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\vForceMaster\x12'.flare.controller.v1.ForceMasterRequest\x1a(.flare.controller.v1.ForceMasterResponse\x12N\n" +
 	"\x05Pause\x12!.flare.controller.v1.PauseRequest\x1a\".flare.controller.v1.PauseResponse\x12Q\n" +
 	"\x06Resume\x12\".flare.controller.v1.ResumeRequest\x1a#.flare.controller.v1.ResumeResponse\x12l\n" +
-	"\x0fOverrideBreaker\x12+.flare.controller.v1.OverrideBreakerRequest\x1a,.flare.controller.v1.OverrideBreakerResponseBAZ?github.com/flarekv/flare/proto/flare/controller/v1;controllerv1b\x06proto3"
+	"\x0fOverrideBreaker\x12+.flare.controller.v1.OverrideBreakerRequest\x1a,.flare.controller.v1.OverrideBreakerResponse\x12\x84\x01\n" +
+	"\x17StartClusterReplication\x123.flare.controller.v1.StartClusterReplicationRequest\x1a4.flare.controller.v1.StartClusterReplicationResponse\x12n\n" +
+	"\x0fCompareClusters\x12+.flare.controller.v1.CompareClustersRequest\x1a,.flare.controller.v1.CompareClustersResponse0\x01\x12T\n" +
+	"\aCutOver\x12#.flare.controller.v1.CutOverRequest\x1a$.flare.controller.v1.CutOverResponse\x12W\n" +
+	"\bRollBack\x12$.flare.controller.v1.RollBackRequest\x1a%.flare.controller.v1.RollBackResponseBAZ?github.com/flarekv/flare/proto/flare/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_flare_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -660,35 +675,44 @@ func file_flare_controller_v1_controller_proto_rawDescGZIP() []byte {
 
 var file_flare_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_flare_controller_v1_controller_proto_goTypes = []any{
-	(*AttachRequest)(nil),           // 0: flare.controller.v1.AttachRequest
-	(*AttachResponse)(nil),          // 1: flare.controller.v1.AttachResponse
-	(*GetTopologyRequest)(nil),      // 2: flare.controller.v1.GetTopologyRequest
-	(*GetTopologyResponse)(nil),     // 3: flare.controller.v1.GetTopologyResponse
-	(*WatchTopologyRequest)(nil),    // 4: flare.controller.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil),   // 5: flare.controller.v1.WatchTopologyResponse
-	(*Topology)(nil),                // 6: flare.controller.v1.Topology
-	(*PartitionTopology)(nil),       // 7: flare.controller.v1.PartitionTopology
-	(*NodeTopology)(nil),            // 8: flare.controller.v1.NodeTopology
-	(*v1.AgentStatus)(nil),          // 9: flare.agent.v1.AgentStatus
-	(*v1.LeaseGrant)(nil),           // 10: flare.agent.v1.LeaseGrant
-	(*Condition)(nil),               // 11: flare.controller.v1.Condition
-	(v1.Role)(0),                    // 12: flare.agent.v1.Role
-	(v1.State)(0),                   // 13: flare.agent.v1.State
-	(*v1.Lsn)(nil),                  // 14: flare.agent.v1.Lsn
-	(*PlanRequest)(nil),             // 15: flare.controller.v1.PlanRequest
-	(*SetNodeStateRequest)(nil),     // 16: flare.controller.v1.SetNodeStateRequest
-	(*SetBalanceRequest)(nil),       // 17: flare.controller.v1.SetBalanceRequest
-	(*ForceMasterRequest)(nil),      // 18: flare.controller.v1.ForceMasterRequest
-	(*PauseRequest)(nil),            // 19: flare.controller.v1.PauseRequest
-	(*ResumeRequest)(nil),           // 20: flare.controller.v1.ResumeRequest
-	(*OverrideBreakerRequest)(nil),  // 21: flare.controller.v1.OverrideBreakerRequest
-	(*PlanResponse)(nil),            // 22: flare.controller.v1.PlanResponse
-	(*SetNodeStateResponse)(nil),    // 23: flare.controller.v1.SetNodeStateResponse
-	(*SetBalanceResponse)(nil),      // 24: flare.controller.v1.SetBalanceResponse
-	(*ForceMasterResponse)(nil),     // 25: flare.controller.v1.ForceMasterResponse
-	(*PauseResponse)(nil),           // 26: flare.controller.v1.PauseResponse
-	(*ResumeResponse)(nil),          // 27: flare.controller.v1.ResumeResponse
-	(*OverrideBreakerResponse)(nil), // 28: flare.controller.v1.OverrideBreakerResponse
+	(*AttachRequest)(nil),                   // 0: flare.controller.v1.AttachRequest
+	(*AttachResponse)(nil),                  // 1: flare.controller.v1.AttachResponse
+	(*GetTopologyRequest)(nil),              // 2: flare.controller.v1.GetTopologyRequest
+	(*GetTopologyResponse)(nil),             // 3: flare.controller.v1.GetTopologyResponse
+	(*WatchTopologyRequest)(nil),            // 4: flare.controller.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil),           // 5: flare.controller.v1.WatchTopologyResponse
+	(*Topology)(nil),                        // 6: flare.controller.v1.Topology
+	(*PartitionTopology)(nil),               // 7: flare.controller.v1.PartitionTopology
+	(*NodeTopology)(nil),                    // 8: flare.controller.v1.NodeTopology
+	(*v1.AgentStatus)(nil),                  // 9: flare.agent.v1.AgentStatus
+	(*v1.LeaseGrant)(nil),                   // 10: flare.agent.v1.LeaseGrant
+	(*Condition)(nil),                       // 11: flare.controller.v1.Condition
+	(*ClusterReplicationTopology)(nil),      // 12: flare.controller.v1.ClusterReplicationTopology
+	(v1.Role)(0),                            // 13: flare.agent.v1.Role
+	(v1.State)(0),                           // 14: flare.agent.v1.State
+	(*v1.Lsn)(nil),                          // 15: flare.agent.v1.Lsn
+	(*PlanRequest)(nil),                     // 16: flare.controller.v1.PlanRequest
+	(*SetNodeStateRequest)(nil),             // 17: flare.controller.v1.SetNodeStateRequest
+	(*SetBalanceRequest)(nil),               // 18: flare.controller.v1.SetBalanceRequest
+	(*ForceMasterRequest)(nil),              // 19: flare.controller.v1.ForceMasterRequest
+	(*PauseRequest)(nil),                    // 20: flare.controller.v1.PauseRequest
+	(*ResumeRequest)(nil),                   // 21: flare.controller.v1.ResumeRequest
+	(*OverrideBreakerRequest)(nil),          // 22: flare.controller.v1.OverrideBreakerRequest
+	(*StartClusterReplicationRequest)(nil),  // 23: flare.controller.v1.StartClusterReplicationRequest
+	(*CompareClustersRequest)(nil),          // 24: flare.controller.v1.CompareClustersRequest
+	(*CutOverRequest)(nil),                  // 25: flare.controller.v1.CutOverRequest
+	(*RollBackRequest)(nil),                 // 26: flare.controller.v1.RollBackRequest
+	(*PlanResponse)(nil),                    // 27: flare.controller.v1.PlanResponse
+	(*SetNodeStateResponse)(nil),            // 28: flare.controller.v1.SetNodeStateResponse
+	(*SetBalanceResponse)(nil),              // 29: flare.controller.v1.SetBalanceResponse
+	(*ForceMasterResponse)(nil),             // 30: flare.controller.v1.ForceMasterResponse
+	(*PauseResponse)(nil),                   // 31: flare.controller.v1.PauseResponse
+	(*ResumeResponse)(nil),                  // 32: flare.controller.v1.ResumeResponse
+	(*OverrideBreakerResponse)(nil),         // 33: flare.controller.v1.OverrideBreakerResponse
+	(*StartClusterReplicationResponse)(nil), // 34: flare.controller.v1.StartClusterReplicationResponse
+	(*CompareClustersResponse)(nil),         // 35: flare.controller.v1.CompareClustersResponse
+	(*CutOverResponse)(nil),                 // 36: flare.controller.v1.CutOverResponse
+	(*RollBackResponse)(nil),                // 37: flare.controller.v1.RollBackResponse
 }
 var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	9,  // 0: flare.controller.v1.AttachRequest.status:type_name -> flare.agent.v1.AgentStatus
@@ -698,34 +722,43 @@ var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	7,  // 4: flare.controller.v1.Topology.partitions:type_name -> flare.controller.v1.PartitionTopology
 	8,  // 5: flare.controller.v1.Topology.nodes:type_name -> flare.controller.v1.NodeTopology
 	11, // 6: flare.controller.v1.Topology.conditions:type_name -> flare.controller.v1.Condition
-	12, // 7: flare.controller.v1.NodeTopology.role:type_name -> flare.agent.v1.Role
-	13, // 8: flare.controller.v1.NodeTopology.state:type_name -> flare.agent.v1.State
-	14, // 9: flare.controller.v1.NodeTopology.lsn:type_name -> flare.agent.v1.Lsn
-	0,  // 10: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
-	2,  // 11: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
-	4,  // 12: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
-	15, // 13: flare.controller.v1.ControllerService.Plan:input_type -> flare.controller.v1.PlanRequest
-	16, // 14: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
-	17, // 15: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
-	18, // 16: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
-	19, // 17: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
-	20, // 18: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
-	21, // 19: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
-	1,  // 20: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
-	3,  // 21: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
-	5,  // 22: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
-	22, // 23: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
-	23, // 24: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
-	24, // 25: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
-	25, // 26: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
-	26, // 27: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
-	27, // 28: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
-	28, // 29: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
-	20, // [20:30] is the sub-list for method output_type
-	10, // [10:20] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 7: flare.controller.v1.Topology.replication:type_name -> flare.controller.v1.ClusterReplicationTopology
+	13, // 8: flare.controller.v1.NodeTopology.role:type_name -> flare.agent.v1.Role
+	14, // 9: flare.controller.v1.NodeTopology.state:type_name -> flare.agent.v1.State
+	15, // 10: flare.controller.v1.NodeTopology.lsn:type_name -> flare.agent.v1.Lsn
+	0,  // 11: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
+	2,  // 12: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
+	4,  // 13: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
+	16, // 14: flare.controller.v1.ControllerService.Plan:input_type -> flare.controller.v1.PlanRequest
+	17, // 15: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
+	18, // 16: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
+	19, // 17: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
+	20, // 18: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
+	21, // 19: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
+	22, // 20: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
+	23, // 21: flare.controller.v1.ControllerService.StartClusterReplication:input_type -> flare.controller.v1.StartClusterReplicationRequest
+	24, // 22: flare.controller.v1.ControllerService.CompareClusters:input_type -> flare.controller.v1.CompareClustersRequest
+	25, // 23: flare.controller.v1.ControllerService.CutOver:input_type -> flare.controller.v1.CutOverRequest
+	26, // 24: flare.controller.v1.ControllerService.RollBack:input_type -> flare.controller.v1.RollBackRequest
+	1,  // 25: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
+	3,  // 26: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
+	5,  // 27: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
+	27, // 28: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
+	28, // 29: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
+	29, // 30: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
+	30, // 31: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
+	31, // 32: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
+	32, // 33: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
+	33, // 34: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
+	34, // 35: flare.controller.v1.ControllerService.StartClusterReplication:output_type -> flare.controller.v1.StartClusterReplicationResponse
+	35, // 36: flare.controller.v1.ControllerService.CompareClusters:output_type -> flare.controller.v1.CompareClustersResponse
+	36, // 37: flare.controller.v1.ControllerService.CutOver:output_type -> flare.controller.v1.CutOverResponse
+	37, // 38: flare.controller.v1.ControllerService.RollBack:output_type -> flare.controller.v1.RollBackResponse
+	25, // [25:39] is the sub-list for method output_type
+	11, // [11:25] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_flare_controller_v1_controller_proto_init() }
@@ -735,6 +768,7 @@ func file_flare_controller_v1_controller_proto_init() {
 	}
 	file_flare_controller_v1_override_proto_init()
 	file_flare_controller_v1_plan_proto_init()
+	file_flare_controller_v1_bluegreen_proto_init()
 	file_flare_controller_v1_controller_proto_msgTypes[7].OneofWrappers = []any{}
 	file_flare_controller_v1_controller_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}

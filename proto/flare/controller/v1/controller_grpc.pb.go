@@ -125,15 +125,19 @@ var AgentLinkService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	ControllerService_GetTopology_FullMethodName     = "/flare.controller.v1.ControllerService/GetTopology"
-	ControllerService_WatchTopology_FullMethodName   = "/flare.controller.v1.ControllerService/WatchTopology"
-	ControllerService_Plan_FullMethodName            = "/flare.controller.v1.ControllerService/Plan"
-	ControllerService_SetNodeState_FullMethodName    = "/flare.controller.v1.ControllerService/SetNodeState"
-	ControllerService_SetBalance_FullMethodName      = "/flare.controller.v1.ControllerService/SetBalance"
-	ControllerService_ForceMaster_FullMethodName     = "/flare.controller.v1.ControllerService/ForceMaster"
-	ControllerService_Pause_FullMethodName           = "/flare.controller.v1.ControllerService/Pause"
-	ControllerService_Resume_FullMethodName          = "/flare.controller.v1.ControllerService/Resume"
-	ControllerService_OverrideBreaker_FullMethodName = "/flare.controller.v1.ControllerService/OverrideBreaker"
+	ControllerService_GetTopology_FullMethodName             = "/flare.controller.v1.ControllerService/GetTopology"
+	ControllerService_WatchTopology_FullMethodName           = "/flare.controller.v1.ControllerService/WatchTopology"
+	ControllerService_Plan_FullMethodName                    = "/flare.controller.v1.ControllerService/Plan"
+	ControllerService_SetNodeState_FullMethodName            = "/flare.controller.v1.ControllerService/SetNodeState"
+	ControllerService_SetBalance_FullMethodName              = "/flare.controller.v1.ControllerService/SetBalance"
+	ControllerService_ForceMaster_FullMethodName             = "/flare.controller.v1.ControllerService/ForceMaster"
+	ControllerService_Pause_FullMethodName                   = "/flare.controller.v1.ControllerService/Pause"
+	ControllerService_Resume_FullMethodName                  = "/flare.controller.v1.ControllerService/Resume"
+	ControllerService_OverrideBreaker_FullMethodName         = "/flare.controller.v1.ControllerService/OverrideBreaker"
+	ControllerService_StartClusterReplication_FullMethodName = "/flare.controller.v1.ControllerService/StartClusterReplication"
+	ControllerService_CompareClusters_FullMethodName         = "/flare.controller.v1.ControllerService/CompareClusters"
+	ControllerService_CutOver_FullMethodName                 = "/flare.controller.v1.ControllerService/CutOver"
+	ControllerService_RollBack_FullMethodName                = "/flare.controller.v1.ControllerService/RollBack"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -172,6 +176,20 @@ type ControllerServiceClient interface {
 	// OverrideBreaker lets roles change for a while although too many nodes are lost.
 	// Refusals: bad_seconds, bad_note.
 	OverrideBreaker(ctx context.Context, in *OverrideBreakerRequest, opts ...grpc.CallOption) (*OverrideBreakerResponse, error)
+	// StartClusterReplication begins the replication to spec.clusterReplication.target
+	// anew after a roll-back. Refusals: replication_off, cut_over.
+	StartClusterReplication(ctx context.Context, in *StartClusterReplicationRequest, opts ...grpc.CallOption) (*StartClusterReplicationResponse, error)
+	// CompareClusters compares all records of this cluster with those of the target.
+	// Refusals: not_replicating, target_unreachable, target_incompatible, master_down,
+	// digest_failed.
+	CompareClusters(ctx context.Context, in *CompareClustersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CompareClustersResponse], error)
+	// CutOver lets the target take the clients over: writes wait until it has
+	// everything, then every request is passed on to it. Refusals: not_replicating,
+	// not_forwarding, lagging, digest_missing, digest_mismatch, digest_unavailable.
+	CutOver(ctx context.Context, in *CutOverRequest, opts ...grpc.CallOption) (*CutOverResponse, error)
+	// RollBack makes this cluster answer by itself, and ends the replication. Refusals:
+	// not_replicating, writes_at_target.
+	RollBack(ctx context.Context, in *RollBackRequest, opts ...grpc.CallOption) (*RollBackResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -281,6 +299,55 @@ func (c *controllerServiceClient) OverrideBreaker(ctx context.Context, in *Overr
 	return out, nil
 }
 
+func (c *controllerServiceClient) StartClusterReplication(ctx context.Context, in *StartClusterReplicationRequest, opts ...grpc.CallOption) (*StartClusterReplicationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartClusterReplicationResponse)
+	err := c.cc.Invoke(ctx, ControllerService_StartClusterReplication_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) CompareClusters(ctx context.Context, in *CompareClustersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CompareClustersResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ControllerService_ServiceDesc.Streams[1], ControllerService_CompareClusters_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CompareClustersRequest, CompareClustersResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ControllerService_CompareClustersClient = grpc.ServerStreamingClient[CompareClustersResponse]
+
+func (c *controllerServiceClient) CutOver(ctx context.Context, in *CutOverRequest, opts ...grpc.CallOption) (*CutOverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CutOverResponse)
+	err := c.cc.Invoke(ctx, ControllerService_CutOver_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) RollBack(ctx context.Context, in *RollBackRequest, opts ...grpc.CallOption) (*RollBackResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollBackResponse)
+	err := c.cc.Invoke(ctx, ControllerService_RollBack_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -317,6 +384,20 @@ type ControllerServiceServer interface {
 	// OverrideBreaker lets roles change for a while although too many nodes are lost.
 	// Refusals: bad_seconds, bad_note.
 	OverrideBreaker(context.Context, *OverrideBreakerRequest) (*OverrideBreakerResponse, error)
+	// StartClusterReplication begins the replication to spec.clusterReplication.target
+	// anew after a roll-back. Refusals: replication_off, cut_over.
+	StartClusterReplication(context.Context, *StartClusterReplicationRequest) (*StartClusterReplicationResponse, error)
+	// CompareClusters compares all records of this cluster with those of the target.
+	// Refusals: not_replicating, target_unreachable, target_incompatible, master_down,
+	// digest_failed.
+	CompareClusters(*CompareClustersRequest, grpc.ServerStreamingServer[CompareClustersResponse]) error
+	// CutOver lets the target take the clients over: writes wait until it has
+	// everything, then every request is passed on to it. Refusals: not_replicating,
+	// not_forwarding, lagging, digest_missing, digest_mismatch, digest_unavailable.
+	CutOver(context.Context, *CutOverRequest) (*CutOverResponse, error)
+	// RollBack makes this cluster answer by itself, and ends the replication. Refusals:
+	// not_replicating, writes_at_target.
+	RollBack(context.Context, *RollBackRequest) (*RollBackResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -353,6 +434,18 @@ func (UnimplementedControllerServiceServer) Resume(context.Context, *ResumeReque
 }
 func (UnimplementedControllerServiceServer) OverrideBreaker(context.Context, *OverrideBreakerRequest) (*OverrideBreakerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method OverrideBreaker not implemented")
+}
+func (UnimplementedControllerServiceServer) StartClusterReplication(context.Context, *StartClusterReplicationRequest) (*StartClusterReplicationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartClusterReplication not implemented")
+}
+func (UnimplementedControllerServiceServer) CompareClusters(*CompareClustersRequest, grpc.ServerStreamingServer[CompareClustersResponse]) error {
+	return status.Error(codes.Unimplemented, "method CompareClusters not implemented")
+}
+func (UnimplementedControllerServiceServer) CutOver(context.Context, *CutOverRequest) (*CutOverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CutOver not implemented")
+}
+func (UnimplementedControllerServiceServer) RollBack(context.Context, *RollBackRequest) (*RollBackResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollBack not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -530,6 +623,71 @@ func _ControllerService_OverrideBreaker_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_StartClusterReplication_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartClusterReplicationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).StartClusterReplication(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_StartClusterReplication_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).StartClusterReplication(ctx, req.(*StartClusterReplicationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_CompareClusters_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CompareClustersRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ControllerServiceServer).CompareClusters(m, &grpc.GenericServerStream[CompareClustersRequest, CompareClustersResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ControllerService_CompareClustersServer = grpc.ServerStreamingServer[CompareClustersResponse]
+
+func _ControllerService_CutOver_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CutOverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).CutOver(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_CutOver_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).CutOver(ctx, req.(*CutOverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_RollBack_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollBackRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).RollBack(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_RollBack_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).RollBack(ctx, req.(*RollBackRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -569,11 +727,28 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "OverrideBreaker",
 			Handler:    _ControllerService_OverrideBreaker_Handler,
 		},
+		{
+			MethodName: "StartClusterReplication",
+			Handler:    _ControllerService_StartClusterReplication_Handler,
+		},
+		{
+			MethodName: "CutOver",
+			Handler:    _ControllerService_CutOver_Handler,
+		},
+		{
+			MethodName: "RollBack",
+			Handler:    _ControllerService_RollBack_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "WatchTopology",
 			Handler:       _ControllerService_WatchTopology_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CompareClusters",
+			Handler:       _ControllerService_CompareClusters_Handler,
 			ServerStreams: true,
 		},
 	},
