@@ -279,11 +279,22 @@ func replicationConfig(r Replication) string {
 // replicationUnknown reports whether the nodes may be in a phase that nobody
 // remembers: what they have is left as it is until they have told.
 func (s *State) replicationUnknown() bool {
-	if !s.Spec.Replication.Enabled || s.Durable.Replication.Runs > 0 || s.Now >= s.Started+adoptionPatience {
+	if !s.Spec.Replication.Enabled || s.Durable.Replication.Runs > 0 {
+		return false
+	}
+	if slices.ContainsFunc(s.Seen, func(o Seen) bool { return o.Agent && o.Report.Alive && s.passesOn(o.Report.Cluster) }) {
+		return true // and taken over once the partitions are known again
+	}
+	if s.Now >= s.Started+adoptionPatience {
 		return false
 	}
 	_, all := s.everyNode(func(ClusterReport) bool { return true })
 	return !all || len(s.Saved.Nodes) < s.wantedNodes()
+}
+
+// passesOn reports whether a node has been told that the target answers the clients.
+func (s *State) passesOn(c ClusterReport) bool {
+	return c.Mode == ModeForward && c.Destination == s.Spec.Replication.Target
 }
 
 // clusterReplication moves the phase on.
@@ -372,7 +383,7 @@ func (w *work) beginReplication() {
 	if r.Runs == 0 {
 		// After the state was lost the nodes are the only ones to know.
 		for _, n := range s.Saved.Nodes {
-			if c, ok := s.freshReport(n); ok && c.Cluster.Destination == spec.Target && c.Cluster.Mode == ModeForward && spec.Mode == ModeDuplicate {
+			if c, ok := s.freshReport(n); ok && s.passesOn(c.Cluster) {
 				w.startRun(ReplicationCutOver, ReasonAdopted, "%s passes requests on to %s: the cut-over is taken for what it is", n.Key(), spec.Target)
 				return
 			}

@@ -34,7 +34,8 @@ import (
 //	restart [lost]                     the controller's process ends, another takes over
 //	map, status, leases                what others see, and who may write for how long
 //	plan partitions=3 replicas=2       what that spec would bring about
-//	plan partitions=3 replicas=2       what that spec would bring about
+//
+// Lines about cluster replication: see replicationLine.
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		w := newScenario(t)
@@ -105,8 +106,10 @@ func (w *scenario) input(in Input) {
 		case ScaleTo:
 			w.printf("  scale to %d", e.Nodes)
 			w.input(Done{Request: RequestScale, Seq: e.Seq})
+		case CheckTarget:
+			w.printf("  look at %s", e.Target)
 		case WriteConfig:
-			w.printf("  config generation %d", e.Generation)
+			w.printf("  config generation %d%s", e.Generation, list(" with", strings.Fields(strings.ReplaceAll(strings.TrimPrefix(e.Text, "c"), " = ", "="))))
 			w.input(Done{Request: RequestConfig, Seq: e.Seq})
 		case LabelNodes:
 			w.input(Done{Request: RequestLabels, Seq: e.Seq})
@@ -275,7 +278,9 @@ func (w *scenario) line(line string) {
 		w.line(strings.TrimPrefix(line, "quiet "))
 		w.quiet = false
 	default:
-		w.command(f)
+		if !w.replicationLine(f) {
+			w.command(f)
+		}
 	}
 }
 
