@@ -313,6 +313,8 @@ func TestFlareClusterFromValues(t *testing.T) {
 partitions: 3
 replicas: 4
 partitionSize: 2048
+keyMapping: {hash: murmur, hint: 4096, virtual: 1048576}
+clusterReplication: {enabled: true, target: "green.ns.svc:12121", mode: forward, concurrency: 64, spoolLimitMb: 16777216}
 replication: {mode: async, minInSync: 3}
 failover: {maxDownFraction: 0.25, onZoneLoss: hold, graceSeconds: 0}
 paused: true
@@ -332,6 +334,9 @@ rocksdb:
 		spec := get[*flarev1.FlareCluster](t, objs, "FlareCluster flare").Spec
 		want := flarev1.FlareClusterSpec{
 			Partitions: 3, Replicas: 4, PartitionSize: 2048,
+			KeyMapping: flarev1.KeyMappingSpec{Hash: "murmur", Type: flarev1.PartitionModular, Hint: 4096, Virtual: 1048576},
+			ClusterReplication: flarev1.ClusterReplicationSpec{Enabled: true, Target: "green.ns.svc:12121",
+				Mode: flarev1.ClusterReplicationForward, Concurrency: 64, SpoolLimitMB: 16777216},
 			Replication: flarev1.ReplicationSpec{Mode: flarev1.ReplicationAsync, MinInSync: 3},
 			Failover:    flarev1.FailoverSpec{MaxDownFraction: new(0.25), OnZoneLoss: flarev1.ZoneLossHold, GraceSeconds: new(int32(0))},
 			Paused:      true,
@@ -355,7 +360,7 @@ func TestStorageOptionsRestartNothing(t *testing.T) {
 		"rocksdb.walTtlSeconds=7200", "rocksdb.walSizeLimitMb=1024", "rocksdb.syncWrites=true", "rocksdb.resyncFailureThreshold=5",
 		"rocksdb.walMaxBatchBytes=4096", "rocksdb.walSyncBwlimit=1024", "rocksdb.walSyncInterval=1000",
 		// Nor from these.
-		"replicas=3", "partitions=3", "replication.mode=async", "replication.minInSync=2", "commonLabels.team=a", "service.type=NodePort", "monitoring.podMonitor.enabled=true",
+		"replicas=3", "partitions=3", "replication.mode=async", "replication.minInSync=2", "clusterReplication.enabled=true,clusterReplication.target=t:1", "commonLabels.team=a", "service.type=NodePort", "monitoring.podMonitor.enabled=true",
 	} {
 		after := objects(t, template(t, "--set", set))
 		for key, obj := range before {
@@ -750,6 +755,9 @@ func TestRefusedValues(t *testing.T) {
 		"service.type=ExternalName":              "/service/type",
 		"fullnameOverride=Flare":                 "/fullnameOverride",
 		"replication.minInSync=3":                "replication.minInSync (3) must not be greater than replicas (2)",
+		"clusterReplication.enabled=true":        "clusterReplication.target is missing",
+		"clusterReplication.target=here":         "/clusterReplication/target",
+		"keyMapping.hash=md5":                    "/keyMapping/hash",
 		"replication.minInSync=0":                "/replication/minInSync",
 		"failover.maxDownFraction=1.5":           "/failover/maxDownFraction",
 		"failover.onZoneLoss=panic":              "/failover/onZoneLoss",

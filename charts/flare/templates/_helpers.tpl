@@ -88,6 +88,9 @@ app.kubernetes.io/name={{ include "flare.name" .root }},app.kubernetes.io/instan
 {{- if gt (int .Values.replication.minInSync) (int .Values.replicas) -}}
 {{- fail (printf "replication.minInSync (%d) must not be greater than replicas (%d): no write would ever be taken" (int .Values.replication.minInSync) (int .Values.replicas)) -}}
 {{- end -}}
+{{- if and .Values.clusterReplication.enabled (not .Values.clusterReplication.target) -}}
+{{- fail "clusterReplication.target is missing: want host:port of a node of the other cluster" -}}
+{{- end -}}
 {{- /* Nothing is looked up where there is nothing yet: the lookup of an unknown kind is an error. */ -}}
 {{- if .Capabilities.APIVersions.Has "flarekv.io/v1/FlareCluster" -}}
 {{- $live := lookup "flarekv.io/v1" "FlareCluster" .Release.Namespace (include "flare.fullname" .) -}}
@@ -99,6 +102,13 @@ app.kubernetes.io/name={{ include "flare.name" .root }},app.kubernetes.io/instan
 {{- end -}}
 {{- if gt $to $from -}}
 {{- fail (printf "partitions_increase_refused: partitions cannot go from %d to %d in this version. Install a second release with %d partitions, copy the data by cluster replication, then move the clients." $from $to $to) -}}
+{{- end -}}
+{{- $mapping := mergeOverwrite (dict "hash" "simple" "type" "modular" "hint" 1 "virtual" 4096) (default dict $live.spec.keyMapping) -}}
+{{- range $field, $want := .Values.keyMapping -}}
+{{- $was := get $mapping $field -}}
+{{- if or (ne (int64 $was) (int64 $want)) (and (kindIs "string" $want) (ne (toString $was) $want)) -}}
+{{- fail (printf "key_mapping_immutable: keyMapping.%s cannot go from %v to %v: it decides which partition a key belongs to. Install a second release with it, copy the data, then move the clients." $field $was $want) -}}
+{{- end -}}
 {{- end -}}
 {{- if ne (int (default 1024 $live.spec.partitionSize)) (int .Values.partitionSize) -}}
 {{- fail (printf "partition_size_immutable: partitionSize cannot go from %d to %d: it decides which partition a key belongs to. Install a second release with it, copy the data, then move the clients." (int (default 1024 $live.spec.partitionSize)) (int .Values.partitionSize)) -}}
