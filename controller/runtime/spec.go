@@ -43,10 +43,13 @@ func SpecOf(spec v1.FlareClusterSpec, generation int64) core.Spec {
 			Grace:    int64(*s.Failover.GraceSeconds) * 1000,
 			Paused:   s.Paused,
 		},
-		Replication: core.SpecReplication{
-			Enabled: s.ClusterReplication.Enabled,
-			Target:  s.ClusterReplication.Target,
-			Mode:    core.ReplicationMode(s.ClusterReplication.Mode),
-		},
+		Replication: replicationOf(s.ClusterReplication),
 	}
+}
+
+func replicationOf(c v1.ClusterReplicationSpec) core.SpecReplication {
+	if !c.Enabled {
+		return core.SpecReplication{} // whatever else is written there
+	}
+	return core.SpecReplication{Enabled: true, Target: c.Target, Mode: core.ReplicationMode(c.Mode)}
 }
