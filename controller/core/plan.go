@@ -106,7 +106,7 @@ func (w *ideal) calm() {
 	s := &w.s
 	s.Saved, s.Saving = s.Durable.clone(), Durable{}
 	s.PersistRetry, s.PersistError, s.Replies = 0, "", nil
-	for _, c := range []*Channel{&s.Config, &s.Scale, &s.Labels, &s.Status} {
+	for _, c := range []*Channel{&s.Config, &s.Scale, &s.Labels, &s.Status, &s.TargetCheck} {
 		c.InFlight, c.Retry, c.Error = false, 0, ""
 	}
 	if !s.Members.Known {
@@ -171,6 +171,8 @@ func (w *ideal) answer(e Effect) []Input {
 		return []Input{Persisted{Seq: e.Durable.Seq}}
 	case WriteConfig:
 		return []Input{Done{Request: RequestConfig, Seq: e.Seq}}
+	case CheckTarget:
+		return []Input{TargetChecked{Seq: e.Seq, Target: e.Target}}
 	case LabelNodes:
 		return []Input{Done{Request: RequestLabels, Seq: e.Seq}}
 	case WriteStatus:
