@@ -235,7 +235,7 @@ func dumped(nc net.Conn, parts ...any) {
 
 func TestSlaveOfOriginal(t *testing.T) {
 	x, m := plainIndex(t), newCppNode(t)
-	n := startNode(t, x, quick)
+	n := startNode(t, x, unhurried)
 	proceed := make(chan struct{})
 	m.dump = func(_ int, nc net.Conn) {
 		dumped(nc, "VALUE first 7 3 4 0\r\nabc\r\n", proceed,

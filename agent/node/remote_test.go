@@ -329,7 +329,7 @@ func TestDuplicateBothWays(t *testing.T) {
 		}
 		return nil
 	})
-	if ra := a.db.Position().LSN.Index; ra > 12 {
+	if ra := a.db.Position().LSN.Index; ra > 40 {
 		t.Errorf("%d batches for 4 writes", ra)
 	}
 }

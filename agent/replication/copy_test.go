@@ -99,9 +99,11 @@ func TestCopyGoesOnAfterABrokenConnection(t *testing.T) {
 	b.follow(a)
 	for _, part := range []float64{0.3, 0.7} {
 		b.copying(part)
+		rate.Store(64 << 10) // so that it does not come to its end meanwhile
+		before := a.accepted.Load()
 		a.disconnect(false)
-		waitFor(t, "the loss is noticed", func() bool { return !b.follower.Status().Connected })
-		waitFor(t, "it connects anew", func() bool { return b.follower.Status().Connected })
+		waitFor(t, "it connects anew", func() bool { return a.accepted.Load() > before && b.follower.Status().Connected })
+		rate.Store(4 << 20)
 	}
 	rate.Store(0)
 	b.reached(a)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,6 +113,7 @@ type node struct {
 	cut        bool   // refuses connections
 	sendBuffer int    // of connections, in bytes; 0 for the default
 	conns      map[net.Conn]bool
+	accepted   atomic.Int64 // connections so far
 	haltOnce   func()
 	mu         sync.Mutex
 }
@@ -182,6 +184,7 @@ func (n *node) accept(ctx context.Context, conn net.Conn) {
 	n.mu.Lock()
 	cut := n.cut
 	n.conns[conn] = true
+	n.accepted.Add(1)
 	if n.sendBuffer > 0 {
 		conn.(*net.TCPConn).SetWriteBuffer(n.sendBuffer)
 	}

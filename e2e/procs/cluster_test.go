@@ -97,6 +97,7 @@ func client(addr string) *memcache.Client {
 	return m
 }
 
+// agentStatus asks an agent, which may just be starting.
 func agentStatus(t *testing.T, n *Node) *agentv1.AgentStatus {
 	t.Helper()
 	conn, err := grpc.NewClient(n.AgentAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -106,7 +107,7 @@ func agentStatus(t *testing.T, n *Node) *agentv1.AgentStatus {
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	r, err := agentv1.NewAgentServiceClient(conn).GetStatus(ctx, &agentv1.GetStatusRequest{})
+	r, err := agentv1.NewAgentServiceClient(conn).GetStatus(ctx, &agentv1.GetStatusRequest{}, grpc.WaitForReady(true))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func TestBackLog(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 8 {
-			nc, err := net.DialTimeout("tcp", l.Addr().String(), 300*time.Millisecond)
+			nc, err := net.DialTimeout("tcp", l.Addr().String(), time.Second)
 			if err != nil {
 				break
 			}
