@@ -176,7 +176,7 @@ func TestBlueGreen(t *testing.T) {
 	blue = start(t, Options{Partitions: 2, Replicas: 2, FlaredArgs: []string{"--reconstruction-interval=3000"}})
 	api := blue.admin(t)
 
-	const records = 1500
+	const records = 900
 	seed := client(blue.Nodes[0].Addr)
 	for i := range records {
 		if err := seed.Set(&memcache.Item{Key: fmt.Sprint("record", i), Value: []byte(fmt.Sprint(i)), Flags: uint32(i)}); err != nil {
