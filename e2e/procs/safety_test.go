@@ -253,3 +253,49 @@ func TestLastCopyLost(t *testing.T) {
 		t.Errorf("once more: %v", err)
 	}
 }
+
+// TestZoneLossHeld loses all of a zone while the spec says to hold: its partition waits.
+// When the spec says to fail over, the replica in the other zone takes over.
+func TestZoneLossHeld(t *testing.T) {
+	t.Parallel()
+	c := start(t, Options{Partitions: 2, Replicas: 2, Spec: "  failover: {onZoneLoss: hold}\n"})
+	var lost int
+	for p := range 2 {
+		if master(t, c, p).Zone == "zone-a" {
+			lost = p
+		}
+	}
+	before := master(t, c, lost)
+	for _, n := range c.Nodes {
+		if n.Zone == "zone-a" {
+			n.Agent.Kill()
+			n.Flared.Kill()
+		}
+	}
+	waitCondition(t, c, "BreakerOpen", true, "zone_lost")
+	top := waitCondition(t, c, "Ready", false, "master_down")
+	if got := top.Partitions[lost]; got.Master != "" || len(got.InSyncReplicas) != 1 {
+		t.Errorf("partition %d of the lost zone: %v", lost, got)
+	}
+	if err := c.WriteSpec("  failover: {onZoneLoss: failover}\n"); err != nil {
+		t.Fatal(err)
+	}
+	waitCondition(t, c, "BreakerOpen", false, "zone_lost")
+	eventually(t, 30*time.Second, "the other zone takes over", func() error {
+		top, err := c.Topology(t.Context())
+		if err == nil && (top.Partitions[lost].Master == "" || top.Partitions[lost].Master == before.Addr) {
+			err = errors.New(top.Partitions[lost].Master)
+		}
+		return err
+	})
+	survivor := client(master(t, c, lost).Addr)
+	defer survivor.Close()
+	eventually(t, 30*time.Second, "it takes writes of both partitions", func() error {
+		for i := range 20 {
+			if err := survivor.Set(&memcache.Item{Key: fmt.Sprint("after:", i), Value: []byte("v")}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
