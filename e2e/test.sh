@@ -12,4 +12,6 @@ if [ -z "${HELM:-}" ]; then
   fi
 fi
 export HELM
+# Exploring is a matter of how many states, and has nothing that runs at a time.
+go test -timeout 15m ./e2e/model
 go test -race -timeout 15m "$@" ./...

@@ -35,6 +35,15 @@ func Invariants() []Invariant {
 		{"HandoverToInSync", "A handover moves the role of an active master, on its own demand, only to an active replica of its partition, in the next epoch.", handoverToInSync},
 		{"PreparedOnlyByGrant", "An extended replica becomes active only by a grant of its present master's epoch that is later than the last one taken back.", preparedOnlyByGrant},
 		{"FloorNeverFalls", "Which grants of the present epoch were taken back is never forgotten.", floorNeverFalls},
+		{"ThreadTypeConstant", "A node keeps its thread type for as long as it is in the map.", threadTypeConstant},
+		{"CodesValid", "Roles and states are those that the protocol has numbers for.", codesValid},
+		{"PartitionsInOrder", "At most one partition is being prepared, and it is the next one; nobody has a duty beyond it.", partitionsInOrder},
+		{"ReplicaHasMaster", "A replica's partition has a master entry, dead or alive.", replicaHasMaster},
+		{"RefusedChangesNothing", "A command that is refused changes no duty, but that whoever registers again proves that the former process has ended.", refusedChangesNothing},
+		{"LeavingIsNotPromoted", "Without an operator, no node becomes master whose pod is being deleted.", leavingIsNotPromoted},
+		{"PreparingIsPatient", "An extended node that is being filled is not taken for dead because it is slow.", preparingIsPatient},
+		{"NoScaleUnderDuty", "The workload is not made smaller while a node that would go has a duty.", noScaleUnderDuty},
+		{"ConfigOnChange", "The options file is published only when it differs from the one that was published.", configOnChange},
 		{"DutyFits", "A proxy has no partition and no balance; a master or replica has a partition.", dutyFits},
 		{"SortedUnique", "Nodes are sorted by key without duplicates, and thread types are unique.", sortedUnique},
 		{"VersionGrows", "The map version never decreases, and two different maps never share one.", versionGrows},
@@ -241,6 +250,140 @@ func floorNeverFalls(t Transition) error {
 	for _, before := range t.Before.Durable.Nodes {
 		if after := t.After.Durable.node(before.Key()); after != nil && before.Home == after.Home && before.Floor.After(after.Floor) && before.Floor.Epoch >= t.Before.Durable.epoch(before.Home) {
 			return fmt.Errorf("%s: from %v to %v", before.Key(), before.Floor, after.Floor)
+		}
+	}
+	return nil
+}
+
+func threadTypeConstant(t Transition) error {
+	for _, before := range t.Before.Durable.Nodes {
+		if after := t.After.Durable.node(before.Key()); after != nil && after.ThreadType != before.ThreadType &&
+			!slices.ContainsFunc(t.Effects, func(e Effect) bool {
+				d, ok := e.(Decision)
+				return ok && d.Reason == ReasonRemoved && d.Node == after.Key()
+			}) {
+			return fmt.Errorf("%s: from %d to %d", after.Key(), before.ThreadType, after.ThreadType)
+		}
+	}
+	return nil
+}
+
+func codesValid(t Transition) error {
+	for _, n := range t.After.Durable.Nodes {
+		if n.Role > topology.Proxy || n.State > topology.Ready {
+			return fmt.Errorf("%s is %s", n.Key(), n.duty())
+		}
+	}
+	return nil
+}
+
+func partitionsInOrder(t Transition) error {
+	d, preparing := t.After.Durable, ""
+	for _, n := range d.Nodes {
+		filling := n.State == topology.Prepare || n.State == topology.Ready
+		switch {
+		case n.Partition > len(d.Partitions):
+			return fmt.Errorf("%s is %s of %d partitions", n.Key(), n.duty(), len(d.Partitions))
+		case n.Role != topology.Master || !filling:
+		case n.Partition != len(d.Partitions):
+			return fmt.Errorf("%s is %s of %d partitions", n.Key(), n.duty(), len(d.Partitions))
+		case preparing != "":
+			return fmt.Errorf("%s and %s prepare partition %d", preparing, n.Key(), n.Partition)
+		default:
+			preparing = n.Key()
+		}
+	}
+	return nil
+}
+
+func replicaHasMaster(t Transition) error {
+	for _, n := range t.After.Durable.Nodes {
+		if n.Role == topology.Slave && !slices.ContainsFunc(t.After.Durable.Nodes, func(m Node) bool {
+			return m.Role == topology.Master && m.Partition == n.Partition
+		}) {
+			return fmt.Errorf("%s is %s", n.Key(), n.duty())
+		}
+	}
+	return nil
+}
+
+func refusedChangesNothing(t Transition) error {
+	c, ok := t.Input.(Command)
+	if !ok || c.Verb == VerbAdd || slices.Equal(t.Before.Durable.Nodes, t.After.Durable.Nodes) {
+		return nil
+	}
+	refused := func(r Reply) bool { return r.ID == c.ID && r.Err != "" }
+	if !slices.ContainsFunc(t.Effects, func(e Effect) bool { r, ok := e.(Reply); return ok && refused(r) }) &&
+		!slices.ContainsFunc(t.After.Replies, func(p PendingReply) bool { return refused(p.Reply) }) {
+		return nil
+	}
+	// What else has become due with the step is not the command's doing.
+	if still, _ := Step(t.Before, nil); slices.Equal(still.Durable.Nodes, t.After.Durable.Nodes) {
+		return nil
+	}
+	return fmt.Errorf("%s", describeCommand(c))
+}
+
+func leavingIsNotPromoted(t Transition) error {
+	if byOperator(t.Input) {
+		return nil
+	}
+	for p := range t.After.Durable.Partitions {
+		after := activeMaster(t.After.Durable, p)
+		if after == "" || after == activeMaster(t.Before.Durable, p) {
+			continue
+		}
+		if m, ok := t.After.member(after); ok && m.Terminating {
+			return fmt.Errorf("%s became master of partition %d", after, p)
+		}
+	}
+	return nil
+}
+
+// wentDown lists the nodes that a step took down, as they are after it.
+func wentDown(t Transition) []Node {
+	var list []Node
+	for _, after := range t.After.Durable.Nodes {
+		if before := t.Before.Durable.node(after.Key()); !after.up() && before != nil && before.up() {
+			list = append(list, after)
+		}
+	}
+	return list
+}
+
+func preparingIsPatient(t Transition) error {
+	for _, n := range wentDown(t) {
+		before := t.Before.Durable.node(n.Key())
+		if !before.Extended || before.State != topology.Prepare {
+			continue
+		}
+		o, _ := t.After.SeenOf(n.Key())
+		if n.DownReason == ReasonPingFailed || n.DownReason == ReasonSilent && o.Refused < failsDead && o.PingFails < failsDeadSlow {
+			return fmt.Errorf("%s is down (%s) after %d pings that failed, %d of them refused", n.Key(), n.DownReason, o.PingFails, o.Refused)
+		}
+	}
+	return nil
+}
+
+func noScaleUnderDuty(t Transition) error {
+	for _, e := range t.Effects {
+		scale, ok := e.(ScaleTo)
+		if !ok {
+			continue
+		}
+		for _, m := range t.After.Members.List {
+			if n := t.After.Durable.node(m.Key); n != nil && m.Ordinal >= scale.Nodes && n.Partition >= 0 {
+				return fmt.Errorf("%s would go, and is %s", m.Key, n.duty())
+			}
+		}
+	}
+	return nil
+}
+
+func configOnChange(t Transition) error {
+	for _, e := range t.Effects {
+		if c, ok := e.(WriteConfig); ok && (ConfigKey{c.Generation, c.Text}) == t.Before.ConfigWritten {
+			return fmt.Errorf("generation %d", c.Generation)
 		}
 	}
 	return nil

@@ -1,0 +1,126 @@
+// Command check explores the worlds of e2e/model and prints what it found.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/pprof"
+	"strings"
+	"time"
+
+	"github.com/flarekv/flare/e2e/model"
+)
+
+func main() {
+	worlds := flag.String("worlds", "", "names of the worlds, separated by commas; empty for all")
+	states := flag.Uint64("states", 0, "stop a world after that many states; 0 for never")
+	limit := flag.Duration("time", 0, "stop a world after that time; 0 for never")
+	depth := flag.Int("depth", 0, "stop a world at that depth; 0 for never")
+	workers := flag.Int("workers", 0, "goroutines; 0 for as many as there are processors")
+	trace := flag.String("trace", "", "file for the trace of a violation")
+	replay := flag.String("replay", "", "tell the trace in this file instead of exploring")
+	profile := flag.String("cpuprofile", "", "file for a profile of the processor's time")
+	quiet := flag.Bool("quiet", false, "print the table only")
+	mutations := flag.Bool("mutations", false, "break the core in every way of the list instead, and see whether that is seen")
+	only := flag.String("only", "", "with -mutations: those with that in their name")
+	flag.Parse()
+	if *replay != "" {
+		os.Exit(tell(*replay))
+	}
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(2)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if *mutations {
+		if err := mutate(ctx, *only); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	fmt.Printf("%-20s %12s %14s %6s %9s %8s  %s\n", "world", "states", "transitions", "depth", "time", "memory", "result")
+	code := 0
+	for _, m := range model.Worlds() {
+		if *worlds != "" && !strings.Contains(","+*worlds+",", ","+m.Name+",") {
+			continue
+		}
+		if err := m.Init(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(2)
+		}
+		limits := model.Limits{States: *states, Time: *limit, Depth: *depth, Workers: *workers}
+		if !*quiet {
+			limits.Report = os.Stderr
+		}
+		r, err := model.NewExplorer(m, limits).Run(ctx)
+		result := "complete"
+		switch {
+		case r.Violation != nil:
+			result, code = "VIOLATED", 1
+		case err != nil:
+			result, code = "interrupted", 1
+		case !r.Complete:
+			result = "stopped by a limit"
+		}
+		fmt.Printf("%-20s %12d %14d %6d %8.1fs %5d MiB  %s\n", r.World, r.States, r.Transitions, r.Depth, r.Took.Round(100*time.Millisecond).Seconds(), r.Memory>>20, result)
+		if v := r.Violation; v != nil {
+			fmt.Printf("\n%v\n\nafter %d steps:\n\n", v.Err, len(v.Trace))
+			if _, err := m.Replay(v.Trace, os.Stdout); err != nil {
+				fmt.Println(err)
+			}
+			if *trace != "" {
+				f, err := os.Create(*trace)
+				if err == nil {
+					err = model.WriteTrace(f, m.Name, v.Err, v.Trace)
+					f.Close()
+				}
+				if err != nil {
+					fmt.Fprintln(os.Stderr, err)
+				}
+			}
+		}
+	}
+	pprof.StopCPUProfile()
+	os.Exit(code)
+}
+
+func tell(path string) int {
+	f, err := os.Open(path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	defer f.Close()
+	name, actions, err := model.ReadTrace(f)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	m, err := model.Find(name)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	broken, err := m.Replay(actions, os.Stdout)
+	switch {
+	case err != nil:
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	case broken != nil:
+		fmt.Println(broken)
+		return 1
+	}
+	fmt.Println("no invariant is broken")
+	return 0
+}

@@ -1,0 +1,42 @@
+package model
+
+import "fmt"
+
+// Worlds lists the worlds that are explored, by name. Those that begin with "fast" take
+// part in `make test`; all of them in `make check-model`.
+func Worlds() []*Model {
+	pair := func(name, doc string, b Budget) *Model {
+		return &Model{Name: name, Doc: doc, Nodes: 2, Partitions: 1, Replicas: 2, Budget: b}
+	}
+	return []*Model{
+		pair("fast-crash", "one partition, two nodes: a process dies", Budget{Crash: 1, Write: 1}),
+		pair("fast-cut", "one partition, two nodes: one that the controller does not reach", Budget{Cut: 1, Write: 1}),
+		pair("lag", "one partition, two nodes: they do not reach each other for a while, and one dies", Budget{Apart: 1, Crash: 1, Write: 1}),
+		pair("fast-sever", "one partition, two nodes: they do not reach each other for a while, and a message comes late", Budget{Apart: 1, Late: 1, Write: 1}),
+		pair("fast-handover", "one partition, two nodes: a handover whose answer is lost or whose message comes late", Budget{Handover: 1, LostReply: 1, Late: 1, Write: 1}),
+		pair("fast-takeover", "one partition, two nodes: another controller leads, and does not reach a node", Budget{Takeover: 1, Cut: 1}),
+		pair("save", "one partition, two nodes: a process dies, and saving goes wrong", Budget{Crash: 1, Unsaved: 1, SavedUnknown: 1, LostReply: 1}),
+		pair("terminate", "one partition, two nodes: a pod is deleted while another controller begins to lead", Budget{Terminate: 1, Takeover: 1}),
+		{Name: "form", Doc: "one partition, two nodes: a cluster forms, and another controller leads meanwhile",
+			Nodes: 2, Partitions: 1, Replicas: 2, Empty: true, Budget: Budget{Takeover: 1, Stray: 1}},
+		{Name: "form-late", Doc: "one partition, two nodes: a cluster forms, a process dies, and a message comes late",
+			Nodes: 2, Partitions: 1, Replicas: 2, Empty: true, Budget: Budget{Late: 1, Crash: 1, Apart: 1}},
+		pair("1x2", "one partition, two nodes", Budget{Crash: 1, Cut: 1, Apart: 1, Takeover: 1, Unsaved: 1, SavedUnknown: 1, LostReply: 1, Late: 1, Write: 2}),
+		{Name: "1x3", Doc: "one partition, three nodes",
+			Nodes: 3, Partitions: 1, Replicas: 3,
+			Budget: Budget{Crash: 1, Cut: 1, Takeover: 1, Write: 1}},
+		{Name: "2x2", Doc: "two partitions, two nodes each",
+			Nodes: 4, Partitions: 2, Replicas: 2,
+			Budget: Budget{Crash: 1, Takeover: 1, Write: 1}},
+	}
+}
+
+// Find returns the world with a name.
+func Find(name string) (*Model, error) {
+	for _, m := range Worlds() {
+		if m.Name == name {
+			return m, m.Init()
+		}
+	}
+	return nil, fmt.Errorf("there is no world %q", name)
+}
