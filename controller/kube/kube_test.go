@@ -37,6 +37,7 @@ type world struct {
 	cfg     Config
 	cluster *v1.FlareCluster
 	now     time.Time
+	pods    int // made so far
 	// away makes every request for a Lease fail as if the API server were away.
 	away atomic.Bool
 }
@@ -58,6 +59,7 @@ func newWorld(t *testing.T) *world {
 	}
 	checkVersions(w.kube)
 	applyStatus(t, w.dynamic)
+	refuseToRevive(t, w.kube)
 	w.kube.PrependReactor("*", "leases", func(clienttesting.Action) (bool, kuberuntime.Object, error) {
 		return w.away.Load(), nil, apierrors.NewServiceUnavailable("the API server is away")
 	})
@@ -97,6 +99,26 @@ func checkVersions(kube *fake.Clientset) {
 		}
 		last++
 		cm.ResourceVersion = fmt.Sprint(last)
+		return false, nil, nil
+	})
+}
+
+// refuseToRevive makes the fake do for pods what an API server does: an apply with the
+// UID of a pod that is not there any more makes none.
+func refuseToRevive(t *testing.T, kube *fake.Clientset) {
+	kube.PrependReactor("patch", "pods", func(action clienttesting.Action) (bool, kuberuntime.Object, error) {
+		p := action.(clienttesting.PatchActionImpl)
+		if p.GetPatchType() != types.ApplyPatchType {
+			return false, nil, nil
+		}
+		var sent struct{ Metadata struct{ UID types.UID } }
+		if err := json.Unmarshal(p.GetPatch(), &sent); err != nil || sent.Metadata.UID == "" {
+			t.Errorf("applied to a pod without its UID: %s (%v)", p.GetPatch(), err)
+		}
+		o, err := kube.Tracker().Get(p.GetResource(), p.GetNamespace(), p.GetName())
+		if apierrors.IsNotFound(err) || err == nil && o.(*corev1.Pod).UID != sent.Metadata.UID {
+			return true, nil, apierrors.NewConflict(corev1.Resource("pods"), p.GetName(), errors.New("uid mismatch"))
+		}
 		return false, nil, nil
 	})
 }
@@ -146,7 +168,8 @@ func (w *world) backend(name string) *Backend {
 
 func (w *world) addPod(name string, labels map[string]string, change func(*corev1.Pod)) {
 	w.t.Helper()
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: labels}}
+	w.pods++
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: labels, UID: types.UID(fmt.Sprint("pod-", w.pods))}}
 	if change != nil {
 		change(p)
 	}
