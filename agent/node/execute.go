@@ -129,13 +129,18 @@ func (s *Server) enter(key []byte, partition int) (gateState, string) {
 	if state != gateOpen {
 		return state, reason
 	}
-	if now, ok := s.maps.table().partition(key); !ok || now != partition {
+	t := s.maps.table()
+	if now, ok := t.partition(key); !ok || now != partition {
 		s.gate.leave()
 		return gateWait, "map_changed"
 	}
 	if s.handedOn() {
 		s.gate.leave()
 		return gateWait, reasonClusterReplication
+	}
+	if t.yields(key) {
+		s.gate.leave()
+		return gateWait, "partition_switching"
 	}
 	return gateOpen, ""
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,9 +21,25 @@ type filler struct {
 	duty duty
 
 	mu     sync.Mutex
+	owners []owner // whose keys are all here; nil while some are missing
 	status replication.FollowerStatus
 	since  time.Time // when the records began to come
 	bytes  progress.Meter
+}
+
+// An owner is a master in one epoch.
+type owner struct {
+	master string
+	epoch  uint64
+}
+
+// ownersOf lists the masters of the first partitions of a table.
+func ownersOf(t *table, partitions int) []owner {
+	var list []owner
+	for p := range min(partitions, len(t.view.Partitions)) {
+		list = append(list, owner{t.view.Partitions[p].Master, t.view.Partitions[p].Epoch})
+	}
+	return list
 }
 
 func newFiller(s *Server, d duty) *filler {
@@ -88,6 +105,7 @@ func (f *filler) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		owners := ownersOf(s.maps.table(), f.duty.partitions-1)
 		missing := make([]bool, f.duty.partitions-1)
 		for p := range missing {
 			missing[p] = true
@@ -119,17 +137,65 @@ func (f *filler) Run(ctx context.Context) error {
 			st.Dumps++
 			st.ErrorReason, st.Error = "", ""
 		})
+		if !f.settle(owners) {
+			continue // who is the master of a partition now may know more than who was
+		}
 		s.logger.Info("new partition filled", "partition", f.duty.partition, "records", f.Status().RecordsDone, "removed", removed)
-		if err := s.untilAnswered(ctx, "node state ready", s.index.filled); ctx.Err() != nil {
+		if f.duty.epoch == 0 {
+			// Otherwise the index reads it in this node's status.
+			if err := s.untilAnswered(ctx, "node state ready", s.index.filled); ctx.Err() != nil {
+				return err
+			}
+		}
+		if err := f.untilMissing(ctx, owners); err != nil {
 			return err
+		}
+	}
+}
+
+// untilMissing returns nil once keys may be missing here.
+func (f *filler) untilMissing(ctx context.Context, owners []owner) error {
+	s := f.s
+	defer f.settle(nil)
+	for {
+		wake := s.changed.wait()
+		if !slices.Equal(owners, ownersOf(s.maps.table(), len(owners))) {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-wake:
 		case <-s.copying.lost:
 			f.failed(&replication.Error{Reason: "write_missed", Err: errors.New("a write of a master could not be executed here")})
+			return nil
 		}
 	}
+}
+
+// settle notes whose keys are here, and reports whether these are still the masters.
+func (f *filler) settle(owners []owner) bool {
+	now := ownersOf(f.s.maps.table(), len(owners))
+	f.mu.Lock()
+	f.owners = nil
+	if slices.Equal(owners, now) {
+		f.owners = owners
+	}
+	held := f.owners != nil
+	f.mu.Unlock()
+	f.s.changed.fire()
+	return held
+}
+
+// filledBy returns the version of a table all of whose masters' keys are here, 0 if
+// some may be missing.
+func (f *filler) filledBy(t *table) uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.owners == nil || t == nil || !slices.Equal(f.owners, ownersOf(t, len(f.owners))) {
+		return 0
+	}
+	return t.nodes.Version
 }
 
 func (f *filler) failed(err error) {

@@ -100,6 +100,7 @@ func (m *nodeMap) install(next topology.Map, resolver *topology.Resolver) {
 	if t.since = m.clock(); former != nil && former.sameOwners(t) {
 		t.since = former.since
 	}
+	t.yield = yieldingOf(t, former)
 	if former == nil || former.own != t.own || former.known != t.known {
 		m.logger.Info("own entry in the node map changed", "version", next.Version,
 			"known", t.known, "role", t.own.Role.String(), "state", t.own.State.String(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -25,9 +26,12 @@ const (
 	relayEnd = time.Minute
 	// probeTimeout bounds the question whether a slave can read the log.
 	probeTimeout = 3 * time.Second
-	// dumpMemory is how long before it was seen as a slave a node may have begun a
-	// dump and still get everything that was written since.
-	dumpMemory = time.Minute
+	// dumpMemory is how long before it was seen as a slave, or as the master of a new
+	// partition, a node may have begun a dump and still get everything that was
+	// written since.
+	dumpMemory = 10 * time.Minute
+	// dumpGrain is how exactly the begin of a dump is remembered.
+	dumpGrain = time.Second
 )
 
 // A relayPurpose is what writes are sent to another node for.
@@ -95,6 +99,8 @@ type relayKeeper struct {
 	mu      sync.Mutex
 	running map[relayKey]*relayRun
 	streams map[string]bool // slaves by whether they read the log, as far as known
+
+	yields yields
 }
 
 // A relayRun is a relay that runs.
@@ -152,6 +158,9 @@ func (k *relayKeeper) step(ctx context.Context, runs *sync.WaitGroup) {
 		if r := k.running[key]; r == nil {
 			k.start(ctx, key, t, held, runs)
 		}
+	}
+	if t != nil && t.view.Preparing != nil {
+		k.yields.step(ctx, k.s, t, k.running[relayKey{relayFill, t.view.Preparing.Master}], runs)
 	}
 	for key, r := range k.running {
 		switch {
@@ -419,9 +428,13 @@ func (k *relayKeeper) cluster() (relay.Status, bool) {
 	return relay.Status{}, false
 }
 
-// A dumpMark remembers where the log stood when somebody last asked for a dump.
+// A dumpMark remembers where the log stood when dumps were asked for.
 type dumpMark struct {
-	mu  sync.Mutex
+	mu    sync.Mutex
+	marks []mark // of the last dumpMemory, oldest first
+}
+
+type mark struct {
 	at  time.Time
 	lsn topology.LSN
 }
@@ -429,15 +442,22 @@ type dumpMark struct {
 func (m *dumpMark) begin(now time.Time, lsn topology.LSN) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.at, m.lsn = now, lsn
+	if n := len(m.marks); n > 0 && now.Sub(m.marks[n-1].at) < dumpGrain {
+		return // the one before goes further back
+	}
+	m.marks = slices.DeleteFunc(m.marks, func(x mark) bool { return now.Sub(x.at) > dumpMemory })
+	m.marks = append(m.marks, mark{now, lsn})
 }
 
-// since returns the position of the last dump if it began after a time.
+// since returns the position of the first dump that began after a time, zero for
+// none.
 func (m *dumpMark) since(t time.Time) topology.LSN {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.at.Before(t) {
-		return topology.LSN{}
+	for _, x := range m.marks {
+		if !x.at.Before(t.Add(-dumpGrain)) {
+			return x.lsn
+		}
 	}
-	return m.lsn
+	return topology.LSN{}
 }

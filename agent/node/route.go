@@ -52,6 +52,7 @@ type table struct {
 	copies   bool          // this node may have to execute what a master executed
 	outdated bool          // view is not of this map
 	since    time.Time     // when a map first said of every key what this one says
+	yield    yielding      // the partition whose keys nobody may write here any more
 }
 
 // sameOwners tells whether two tables agree on which node has to have which key,
@@ -155,6 +156,8 @@ func (t *table) routeWrite(key []byte, via []string) route {
 		}
 	}
 	switch {
+	case to.leads && t.yields(key):
+		return route{action: actWait, partition: p}
 	case to.leads:
 		return route{action: actLocal, partition: p}
 	case slices.Contains(via, t.self) || to.master != "" && slices.Contains(via, to.master) || len(via) >= maxVia:

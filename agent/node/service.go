@@ -164,6 +164,7 @@ func (s *Server) nodeStatus() *agentv1.NodeStatus {
 	if t := s.maps.table(); t != nil && t.known {
 		st.Role, st.State, st.Partition = roles[t.own.Role], states[t.own.State], agentv1.OptionalPartition(t.own.Partition)
 	}
+	s.growthProto(st, catcher)
 	if held.held {
 		for _, r := range s.replicas() {
 			st.Replicas = append(st.Replicas, &agentv1.ReplicaStatus{

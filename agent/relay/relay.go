@@ -287,6 +287,9 @@ func (r *Relay) tail() (storage.Tail, error) {
 			r.setAcked(from)
 			return t, nil
 		}
+		r.mu.Lock()
+		r.status.Dropped += r.played.Index - min(r.played.Index, from.Index)
+		r.mu.Unlock()
 	}
 	return r.db.Tail(r.played)
 }

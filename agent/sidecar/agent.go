@@ -9,6 +9,7 @@
 //	directory.go   the mounted ConfigMap
 //	controller.go  reports to the leading controller
 //	lease.go       the controller's leases, handed to flared
+//	orders.go      what the controller tells the node to do
 //	grpc.go        the admin API for people, and gRPC health
 //	http.go        probes and metrics
 //
@@ -83,6 +84,7 @@ type Agent struct {
 	grpc   *grpc.Server
 
 	leases leases // of the controller, for flared
+	orders orders // of the controller
 
 	ending   context.Context // done when watches have to end
 	end      context.CancelFunc

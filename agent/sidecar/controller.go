@@ -106,6 +106,9 @@ func (a *Agent) attach(ctx context.Context) (confirmed bool, err error) {
 			if l := resp.GetLease(); l != nil {
 				a.leases.put(l)
 			}
+			if o := resp.GetOrder(); o != nil {
+				a.obey(ctx, o)
+			}
 			if n == 0 {
 				close(first)
 				a.log.Info("link to the controller is up", "address", a.set.Controller)

@@ -42,6 +42,8 @@ type State struct {
 	Flared     Flared
 	Config     Config
 	Controller bool // the link to the leading controller is up
+
+	Handover, Purge *agentv1.OrderReport // of the controller's last orders; nil for none
 }
 
 // Flared is what is known of the process that the agent stands beside.
@@ -205,6 +207,13 @@ func Step(s State, e Event) (State, *Apply) {
 
 	case ControllerLink:
 		s.Controller = e.Up
+
+	case Ordered:
+		if e.Kind == agentv1.OrderKind_ORDER_KIND_PURGE {
+			s.Purge = e.Report
+		} else {
+			s.Handover = e.Report
+		}
 	}
 
 	if !s.Flared.Alive || !c.due || c.inFlight || e.at().Before(c.dueAt) {
@@ -360,6 +369,8 @@ func (s State) Status() *agentv1.AgentStatus {
 		FlaredRestarts:      s.Flared.Restarts,
 		Zone:                s.Zone,
 		ControllerConnected: s.Controller,
+		HandoverOrder:       s.Handover,
+		PurgeOrder:          s.Purge,
 		Config: &agentv1.ConfigStatus{
 			Generation:  c.File.Generation,
 			Hash:        c.File.Hash,
@@ -416,6 +427,10 @@ func Urgent(from, to *agentv1.AgentStatus) bool {
 		a.GetState() != b.GetState() ||
 		partition(a) != partition(b) ||
 		a.GetLeaseEpoch() != b.GetLeaseEpoch() ||
+		a.GetGrowth().GetYielded() != b.GetGrowth().GetYielded() ||
+		a.GetGrowth().GetFilled() != b.GetGrowth().GetFilled() ||
+		from.GetHandoverOrder().GetId() != to.GetHandoverOrder().GetId() ||
+		from.GetHandoverOrder().GetRunning() != to.GetHandoverOrder().GetRunning() ||
 		from.GetConfig().GetRejected() != to.GetConfig().GetRejected() ||
 		from.GetConfig().GetAppliedHash() != to.GetConfig().GetAppliedHash()
 }

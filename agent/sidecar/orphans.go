@@ -84,13 +84,16 @@ func (a *Agent) awaitFlared(ctx context.Context) agentv1.NodeServiceClient {
 	}
 }
 
-func hasReason(err error) bool {
+func hasReason(err error) bool { return reasonOf(err) != "" }
+
+// reasonOf returns the machine-readable reason of an error, if flared gave one.
+func reasonOf(err error) string {
 	for _, d := range status.Convert(err).Details() {
-		if _, ok := d.(*errdetails.ErrorInfo); ok {
-			return true
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
 		}
 	}
-	return false
+	return ""
 }
 
 // relayAll sends on what comes from a stream until its end.

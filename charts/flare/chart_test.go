@@ -318,6 +318,7 @@ clusterReplication: {enabled: true, target: "green.ns.svc:12121", mode: forward,
 replication: {mode: async, minInSync: 3}
 failover: {maxDownFraction: 0.25, onZoneLoss: hold, graceSeconds: 0}
 paused: true
+scaleOut: {orphanPurge: {enabled: false, delaySeconds: 31536000}}
 rocksdb:
   walTtlSeconds: 31536000
   walSizeLimitMb: 16777216
@@ -340,6 +341,7 @@ rocksdb:
 			Replication: flarev1.ReplicationSpec{Mode: flarev1.ReplicationAsync, MinInSync: 3},
 			Failover:    flarev1.FailoverSpec{MaxDownFraction: new(0.25), OnZoneLoss: flarev1.ZoneLossHold, GraceSeconds: new(int32(0))},
 			Paused:      true,
+			ScaleOut:    flarev1.ScaleOutSpec{OrphanPurge: flarev1.OrphanPurgeSpec{Enabled: new(false), DelaySeconds: new(int64(31536000))}},
 			RocksDB: flarev1.RocksDBSpec{
 				WALTTLSeconds: new(int64(31536000)), WALSizeLimitMB: new(int64(16777216)), SyncWrites: new(true),
 				ResyncFailureThreshold: new(int32(7)), WALMaxBatchBytes: new(int64(67108864)),

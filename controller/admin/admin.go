@@ -147,6 +147,9 @@ func (s *Server) Lead(c Cluster) (release func()) {
 // Grant hands a lease to the agent of its node.
 func (s *Server) Grant(g core.GrantLease) { s.links.grant(g) }
 
+// Order hands an order to the agent of its node.
+func (s *Server) Order(o core.OrderNode) { s.links.order(o) }
+
 func (s *Server) setServing(st healthpb.HealthCheckResponse_ServingStatus) {
 	for _, service := range []string{
 		"",

@@ -43,10 +43,12 @@ func reportOf(st *agentv1.AgentStatus) (core.AgentReport, error) {
 		r.History = f.GetHistory()
 		r.LeaseToken, r.LeaseEpoch = f.GetLeaseToken(), f.GetLeaseEpoch()
 		r.Cluster = clusterReportOf(f.GetClusterReplication())
+		r.Filled, r.FillRecords, r.Yielded = f.GetGrowth().GetFilled(), f.GetGrowth().GetRecords(), f.GetGrowth().GetYielded()
 	}
 	if at := st.GetAgentStartedAt(); at != nil {
 		r.AgentStarted = at.AsTime().UnixNano()
 	}
+	r.Handover, r.Purge = orderReportOf(st.GetHandoverOrder()), orderReportOf(st.GetPurgeOrder())
 	c := st.GetConfig()
 	r.ConfigRejected = c.GetRejected()
 	r.ConfigMessage = c.GetMessage()
@@ -63,6 +65,19 @@ func reportOf(st *agentv1.AgentStatus) (core.AgentReport, error) {
 		}
 	}
 	return r, nil
+}
+
+func orderReportOf(o *agentv1.OrderReport) core.OrderReport {
+	return core.OrderReport{ID: o.GetId(), Running: o.GetRunning(), Reason: o.GetReason(), Count: o.GetCount()}
+}
+
+var orderKinds = map[core.OrderKind]agentv1.OrderKind{
+	core.OrderHandover: agentv1.OrderKind_ORDER_KIND_HANDOVER,
+	core.OrderPurge:    agentv1.OrderKind_ORDER_KIND_PURGE,
+}
+
+func orderProto(o core.OrderNode) *agentv1.Order {
+	return &agentv1.Order{Id: o.ID, Kind: orderKinds[o.Kind], Target: o.Target}
 }
 
 func leaseProto(g core.GrantLease) *agentv1.LeaseGrant {
@@ -128,6 +143,9 @@ func topologyProto(t runtime.Topology) *controllerv1.Topology {
 		MapVersion:       t.Map.Version,
 		PartitionsWanted: uint32(max(t.Spec.Partitions, 0)),
 		ReplicasWanted:   uint32(max(t.Spec.Replicas, 0)),
+	}
+	if g := t.Growth; g.Node != "" {
+		out.Growth = &controllerv1.Growth{Partition: uint32(g.Partition), Node: g.Node, Stage: g.Stage, Records: g.Records}
 	}
 	for _, p := range t.Partitions {
 		out.Partitions = append(out.Partitions, &controllerv1.PartitionTopology{

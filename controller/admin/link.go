@@ -37,6 +37,7 @@ type link struct {
 	started  time.Time // of its agent; zero when it does not say
 	replaced chan struct{}
 	grants   chan core.GrantLease // capacity 1: the last one that was not sent yet
+	orders   chan core.OrderNode  // capacity maxOrders
 }
 
 // attach makes a new link speak for a node, unless who opened it may not: the
@@ -51,7 +52,8 @@ func (ls *links) attach(node, from string, started time.Time, members core.Membe
 	if old != nil {
 		close(old.replaced)
 	}
-	l := &link{node: node, peer: from, started: started, replaced: make(chan struct{}), grants: make(chan core.GrantLease, 1)}
+	l := &link{node: node, peer: from, started: started, replaced: make(chan struct{}), grants: make(chan core.GrantLease, 1),
+		orders: make(chan core.OrderNode, maxOrders)}
 	if ls.by == nil {
 		ls.by = make(map[string]*link)
 	}
@@ -137,6 +139,22 @@ func reasonIn(err error) string {
 	return ""
 }
 
+// maxOrders is how many orders wait for a link that is slow; the core gives what is
+// dropped again.
+const maxOrders = 4
+
+// order hands an order to the link that speaks for its node, if there is one.
+func (ls *links) order(o core.OrderNode) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if l := ls.by[o.Key]; l != nil {
+		select {
+		case l.orders <- o:
+		default:
+		}
+	}
+}
+
 func (ls *links) count() int {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
@@ -194,6 +212,7 @@ func (a *agentLinkService) attach(stream grpc.BidiStreamingServer[controllerv1.A
 	var self *link
 	var replaced <-chan struct{}
 	var grants <-chan core.GrantLease
+	var orders <-chan core.OrderNode
 	defer func() {
 		if self == nil {
 			return
@@ -212,6 +231,11 @@ func (a *agentLinkService) attach(stream grpc.BidiStreamingServer[controllerv1.A
 		case r = <-reports:
 		case g := <-grants:
 			if err := stream.Send(&controllerv1.AttachResponse{MapVersion: cluster.Topology().Map.Version, Lease: leaseProto(g)}); err != nil {
+				return err
+			}
+			continue
+		case o := <-orders:
+			if err := stream.Send(&controllerv1.AttachResponse{MapVersion: cluster.Topology().Map.Version, Order: orderProto(o)}); err != nil {
 				return err
 			}
 			continue
@@ -245,7 +269,7 @@ func (a *agentLinkService) attach(stream grpc.BidiStreamingServer[controllerv1.A
 			if self, err = s.links.attach(node, from, started, cluster.Topology().Members); err != nil {
 				return err
 			}
-			replaced, grants = self.replaced, self.grants
+			replaced, grants, orders = self.replaced, self.grants, self.orders
 			s.log.Info("agent link up", "node", node)
 		case self.node != node:
 			return refusal(codes.InvalidArgument, ReasonNodeChanged, "this link spoke for %s and now for %s; open one link a node", self.node, node)

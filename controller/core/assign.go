@@ -36,9 +36,9 @@ func (w *work) judgeSpec() {
 	case spec.Partitions < established:
 		s.Refusal = Refusal{ReasonPartitionReduction, fmt.Sprintf(
 			"%d partitions are asked for, the cluster has %d: the keys of the others would be lost; make a second cluster and move the data by cluster replication", spec.Partitions, established)}
-	case spec.Partitions > established:
-		s.Refusal = Refusal{ReasonPartitionGrowth, fmt.Sprintf(
-			"%d partitions are asked for, the cluster has %d: this version does not add partitions to a running cluster; make a second cluster and move the data by cluster replication", spec.Partitions, established)}
+	case spec.Partitions >= d.Meta.PartitionSize:
+		s.Refusal = Refusal{ReasonSpecInvalid, fmt.Sprintf(
+			"%d partitions are asked for, keys can be mapped to at most %d (partitionSize - 1)", spec.Partitions, d.Meta.PartitionSize-1)}
 	case spec.Meta != d.Meta:
 		s.Refusal = Refusal{ReasonMetaChange, "the mapping of keys to partitions cannot be changed: keys would not be found again"}
 	}
@@ -175,10 +175,15 @@ func (w *work) assign() {
 		}
 	}
 	if w.holdBack(r) {
+		w.suspendGrowth(r)
 		return
 	}
 	w.shrink()
 	w.fill()
+	w.grow()
+	w.evacuate()
+	w.purgeOrphans()
+	w.rebalance()
 }
 
 // bootstrap gives every partition its first master at once: with fewer, keys
@@ -420,15 +425,6 @@ func deal(plan [][]candidate, replicas int, nodes []candidate) {
 func chooseMasters(plan [][]candidate, fixed []bool) []int {
 	masters := make([]int, len(plan))
 	var zones []string
-	count := func(zone string) int {
-		n := 0
-		for p, i := range masters {
-			if i >= 0 && plan[p][i].zone == zone {
-				n++
-			}
-		}
-		return n
-	}
 	for p, nodes := range plan {
 		if len(nodes) == 0 {
 			return nil
@@ -440,6 +436,7 @@ func chooseMasters(plan [][]candidate, fixed []bool) []int {
 		}
 		masters[p] = -1
 	}
+	count := countMasters(plan, masters)
 	for p, nodes := range plan {
 		best := 0
 		for i := range nodes {
@@ -449,8 +446,29 @@ func chooseMasters(plan [][]candidate, fixed []bool) []int {
 		}
 		masters[p] = best
 	}
-	// A chain of exchanges moves one mastership from a zone that has at least two
-	// more than another; each ends with the zones more even, so this ends.
+	spread(plan, fixed, masters, zones)
+	return masters
+}
+
+// countMasters returns how many masters a zone has; those that are not chosen yet
+// are -1.
+func countMasters(plan [][]candidate, masters []int) func(zone string) int {
+	return func(zone string) int {
+		n := 0
+		for p, i := range masters {
+			if i >= 0 && plan[p][i].zone == zone {
+				n++
+			}
+		}
+		return n
+	}
+}
+
+// spread moves masters until no zone has two more than another that could have one
+// of them. A chain of exchanges moves one mastership from a zone that has at least
+// two more than another; each ends with the zones more even, so this ends.
+func spread(plan [][]candidate, fixed []bool, masters []int, zones []string) {
+	count := countMasters(plan, masters)
 	for {
 		improved := false
 		for _, from := range zones {
@@ -459,7 +477,7 @@ func chooseMasters(plan [][]candidate, fixed []bool) []int {
 			}
 		}
 		if !improved {
-			return masters
+			return
 		}
 	}
 }
@@ -504,12 +522,15 @@ func (w *work) fill() {
 		return
 	}
 	plan := make([][]candidate, len(d.Partitions))
-	closed := make([]bool, len(d.Partitions))
+	if g := d.node(d.Growth.Node); g != nil && w.filled(*g) {
+		plan = append(plan, nil) // the one that is added gets its replicas before it is in force
+	}
+	closed := make([]bool, len(plan))
 	for p := range plan {
 		m := w.master(p)
-		closed[p] = m == nil || m.State != topology.Active
+		closed[p] = m == nil || m.State != topology.Active && m.Key() != d.Growth.Node
 		for _, i := range w.of(p) {
-			if n := &d.Nodes[i]; n.up() {
+			if n := d.Nodes[i]; n.up() && !s.goes(n) {
 				plan[p] = append(plan[p], candidate{key: n.Key(), zone: s.zone(n.Key())})
 			}
 		}
@@ -585,51 +606,4 @@ func match(plan [][]candidate, replicas int, free []candidate) (partition, node 
 		}
 	}
 	return partition, node, true
-}
-
-// shrink takes replicas away that are more than wanted: those on nodes that are
-// to be scaled away, then those that are still being filled, then the last ones.
-// A master on a node to be scaled away stops it, because its place would have to
-// be handed over first.
-func (w *work) shrink() {
-	s := &w.s
-	want := s.wantedNodes()
-	leaving := func(n Node) bool {
-		m, ok := s.member(n.Key())
-		return ok && m.Ordinal >= want
-	}
-	for _, n := range s.Durable.Nodes {
-		if s.Members.Known && s.Members.Count > want && leaving(n) && n.Role == topology.Master {
-			s.Blocked = Refusal{ReasonScaleInHandover, fmt.Sprintf(
-				"%s is to be removed and is master of partition %d; have its agent hand the role over (AgentService.Handover), or ask for %d replicas again", n.Key(), n.Partition, s.Spec.Replicas+1)}
-			return
-		}
-	}
-	for p := range s.Durable.Partitions {
-		var slaves []Node
-		for _, i := range w.of(p) {
-			if n := s.Durable.Nodes[i]; n.Role == topology.Slave {
-				slaves = append(slaves, n)
-			}
-		}
-		slices.SortStableFunc(slaves, func(a, b Node) int {
-			oa, ob := -1, -1
-			if m, ok := s.member(a.Key()); ok {
-				oa = m.Ordinal
-			}
-			if m, ok := s.member(b.Key()); ok {
-				ob = m.Ordinal
-			}
-			return cmp.Or(
-				cmp.Compare(boolInt(leaving(a)), boolInt(leaving(b))),
-				cmp.Compare(boolInt(a.State != topology.Active), boolInt(b.State != topology.Active)),
-				cmp.Compare(oa, ob), strings.Compare(a.Key(), b.Key()))
-		})
-		for i := len(slaves) - 1; i >= 0; i-- {
-			n := slaves[i]
-			if n.Extended && (i >= s.Spec.Replicas-1 || s.Members.Known && leaving(n)) {
-				w.set(n.Key(), ReasonSurplus, func(n *Node) { clearDuty(n); n.State = topology.Active })
-			}
-		}
-	}
 }

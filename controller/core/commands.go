@@ -83,7 +83,7 @@ func (w *work) command(c Command) {
 // reason all the same: flarei never refuses for one of these.
 func saysWhy(reason string) bool {
 	switch reason {
-	case RefuseGrantRequired, RefuseDataLoss, RefuseLease,
+	case RefuseGrantRequired, RefuseDataLoss, RefuseLease, RefuseBeingAdded,
 		RefuseBadName, RefuseMapFull, RefuseUnproven, RefuseOtherPod, RefuseNameInUse:
 		return true
 	}
@@ -332,6 +332,9 @@ func (w *work) state(c Command, key string) string {
 	if n == nil {
 		return RefuseNoSuchNode
 	}
+	if key == w.s.Durable.Growth.Node && (c.State == topology.Ready || c.State == topology.Active) {
+		return RefuseBeingAdded // its masters have to yield first
+	}
 	switch c.State {
 	case topology.Ready:
 		if n.State != topology.Prepare {
@@ -404,7 +407,7 @@ func (w *work) inSync(c Command, key string) string {
 	case !g.After(n.Floor):
 		return RefuseStaleGrant
 	}
-	if m := w.master(n.Partition); m == nil || m.State != topology.Active {
+	if m := w.master(n.Partition); m == nil || m.State != topology.Active && m.Key() != w.s.Durable.Growth.Node {
 		return RefuseMasterDown
 	}
 	w.set(key, ReasonInSync, func(n *Node) {

@@ -41,7 +41,7 @@ func (w *work) dead(n Node) string {
 		return ""
 	}
 	silent := !o.Agent || s.Now-o.AgentAt > agentSilence
-	if n.State == topology.Prepare {
+	if n.State == topology.Prepare || n.State == topology.Ready {
 		switch {
 		case !n.Extended && o.Refused >= failsDead:
 			return ReasonPingFailed

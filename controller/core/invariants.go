@@ -28,7 +28,13 @@ func Invariants() []Invariant {
 		{"OneMaster", "A partition has at most one master that is not down.", oneMaster},
 		{"EstablishedHasMasterEntry", "Every established partition has a master entry, dead or alive, so that its number is kept.", establishedHasMaster},
 		{"PartitionsNeverShrink", "The number of established partitions never decreases.", partitionsNeverShrink},
-		{"FormedAtOnce", "Without an operator, the first masters of all partitions appear in one map.", formedAtOnce},
+		{"FormedAtOnce", "Without an operator, the first masters of all partitions appear in one map, and later ones one at a time.", formedAtOnce},
+		{"LayoutValid", "The active partitions are exactly 0 to n-1, and at most one is being prepared, with number n.", layoutValid},
+		{"SwitchedWhenYielded", "Without an operator, a partition is added only when the node that was filled with it has all keys and every master lets nobody write them.", switchedWhenYielded},
+		{"GrowthHasNode", "The node that is said to be filled with a new partition is its preparing master.", growthHasNode},
+		{"ShrinksWithoutDuties", "The workload never shrinks under a node with a duty.", shrinksWithoutDuties},
+		{"LeavingMasterIsTold", "A master whose node shall go, and that a replica could take over from, has been told to hand over, or is going to be told again.", leavingMasterIsTold},
+		{"HandoverToWhoStays", "A master is told to hand over only to a replica in sync that stays.", handoverToWhoStays},
 		{"EpochNeverFalls", "The epoch of a partition never decreases.", epochNeverFalls},
 		{"EpochPerReign", "A node becomes active master, or becomes it again, only in a new epoch.", epochPerReign},
 		{"PromotionFromInSync", "Without an operator, a partition that had a master gets its next one only from its replicas in state active, or its own dead master back.", promotionFromInSync},
@@ -140,10 +146,107 @@ func partitionsNeverShrink(t Transition) error {
 
 func formedAtOnce(t Transition) error {
 	a, b := len(t.Before.Durable.Partitions), len(t.After.Durable.Partitions)
-	if a == b || byOperator(t.Input) || a == 0 && b == t.After.Spec.Partitions {
+	if a == b || byOperator(t.Input) || a == 0 && b == t.After.Spec.Partitions || a > 0 && b == a+1 {
 		return nil
 	}
 	return fmt.Errorf("from %d to %d, wanted %d", a, b, t.After.Spec.Partitions)
+}
+
+func layoutValid(t Transition) error {
+	view, err := topology.BuildView(t.After.Durable.Map().Nodes)
+	if err != nil {
+		return err
+	}
+	if a, b := len(view.Partitions), len(t.After.Durable.Partitions); a != b {
+		return fmt.Errorf("the map shows %d, %d are established", a, b)
+	}
+	return nil
+}
+
+func switchedWhenYielded(t Transition) error {
+	n := len(t.Before.Durable.Partitions)
+	if n == 0 || len(t.After.Durable.Partitions) == n || byOperator(t.Input) {
+		return nil
+	}
+	g := t.Before.Durable.Growth
+	switch {
+	case g.Node == "" || activeMaster(t.After.Durable, n) != g.Node:
+		return fmt.Errorf("partition %d got master %q, %q was filled", n, activeMaster(t.After.Durable, n), g.Node)
+	case g.Switch == 0 || t.After.Saved.Version < g.Switch:
+		return fmt.Errorf("no master had been told to let nobody write the keys of partition %d", n)
+	}
+	if o, _ := t.After.SeenOf(g.Node); o.Report.Filled < g.Since {
+		return fmt.Errorf("%s has the keys by map %d, want %d", g.Node, o.Report.Filled, g.Since)
+	}
+	for p := range n {
+		m := t.After.Durable.node(activeMaster(t.After.Durable, p))
+		if m == nil {
+			return fmt.Errorf("partition %d has no master", p)
+		}
+		if o, _ := t.After.SeenOf(m.Key()); m.Extended && !o.Report.yielded(*m, g) {
+			return fmt.Errorf("%s, master of partition %d, may still write keys of partition %d", m.Key(), p, n)
+		}
+	}
+	return nil
+}
+
+func growthHasNode(t Transition) error {
+	if t.After.Machine.Step == StepInit {
+		return nil // nothing was decided yet
+	}
+	d := t.After.Durable
+	g := d.Growth
+	if g.Node == "" || !t.After.Spec.Known {
+		return nil
+	}
+	n := d.node(g.Node)
+	if n == nil || n.Role != topology.Master || n.Partition != len(d.Partitions) || n.State != topology.Prepare && n.State != topology.Ready {
+		return fmt.Errorf("%s", g.Node)
+	}
+	if (n.State == topology.Ready) != (g.Switch > 0) {
+		return fmt.Errorf("%s is %v, and the switch is of map %d", g.Node, n.State, g.Switch)
+	}
+	return nil
+}
+
+func shrinksWithoutDuties(t Transition) error {
+	for _, e := range t.Effects {
+		if x, ok := e.(ScaleTo); ok && x.Nodes < t.After.Members.Count {
+			if key := t.After.dutyBeyond(x.Nodes); key != "" {
+				return fmt.Errorf("to %d, while %s has one", x.Nodes, key)
+			}
+		}
+	}
+	return nil
+}
+
+func leavingMasterIsTold(t Transition) error {
+	s := t.After
+	if s.Machine.Step != StepDone || !s.Spec.Known || s.Refusal.Reason == ReasonSpecInvalid || s.frozen(&s.Durable).Reason != "" {
+		return nil
+	}
+	w := &work{s: s}
+	for _, n := range s.Durable.Nodes {
+		if s.leaving(n) != "" && w.canOrder(n) && w.heir(n) != "" && !s.ordered(n.Key(), OrderHandover) {
+			return fmt.Errorf("%s, master of partition %d: %s", n.Key(), n.Partition, s.leaving(n))
+		}
+	}
+	return nil
+}
+
+func handoverToWhoStays(t Transition) error {
+	for _, e := range t.Effects {
+		o, ok := e.(OrderNode)
+		if !ok || o.Kind != OrderHandover {
+			continue
+		}
+		from, to := t.After.Saved.node(o.Key), t.After.Saved.node(o.Target)
+		if from == nil || to == nil || from.Role != topology.Master || to.Role != topology.Slave || to.State != topology.Active ||
+			from.Partition != to.Partition || t.After.leaving(*to) != "" {
+			return fmt.Errorf("%s to %s", o.Key, o.Target)
+		}
+	}
+	return nil
 }
 
 func epochNeverFalls(t Transition) error {

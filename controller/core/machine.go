@@ -69,6 +69,7 @@ func (w *work) next(step StepName) StepName {
 		}
 		w.s.Machine.Dead, w.s.Machine.Back = nil, nil
 		w.payOwed()
+		w.tidyGrowth()
 		return StepAssignRoles
 	case StepAssignRoles:
 		w.assign()
@@ -143,44 +144,12 @@ func (w *work) routeServices() {
 	w.emit(LabelNodes{Seq: s.Labels.Seq, Labels: labels})
 }
 
-// scale makes the workload have as many nodes as wanted: more at once, fewer
-// only when those that would go carry no duty.
-func (w *work) scale() {
-	s := &w.s
-	want := s.wantedNodes()
-	if !s.Members.Known || want == 0 {
-		return
-	}
-	if s.Members.Count == want {
-		s.ScaleWanted = want
-		return
-	}
-	if want < s.Members.Count {
-		for _, m := range s.Members.List {
-			if n := s.Saved.node(m.Key); n != nil && m.Ordinal >= want && n.Partition >= 0 {
-				return // AssignRoles frees it, or says why not
-			}
-			if n := s.Durable.node(m.Key); n != nil && m.Ordinal >= want && n.Partition >= 0 {
-				return
-			}
-		}
-	}
-	if !w.open(&s.Scale) {
-		return
-	}
-	w.emit(ScaleTo{Seq: s.Scale.Seq, Nodes: want, From: s.Members.Count, Generation: s.Spec.Generation})
-	if s.ScaleWanted != want {
-		s.ScaleWanted = want
-		w.event(false, ReasonScaling, "scaling from %d to %d nodes", s.Members.Count, want)
-	}
-}
-
 // wantedNodes is the number of nodes that shall exist, 0 while not known.
 func (s *State) wantedNodes() int {
 	if !s.Spec.Known {
 		return 0
 	}
-	return s.partitions() * s.Spec.Replicas
+	return s.targetPartitions() * s.Spec.Replicas
 }
 
 // partitions is the number of partitions in force: what is established, and

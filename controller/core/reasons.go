@@ -33,7 +33,6 @@ const (
 
 	// Why the spec, or a part of it, is not acted on.
 	ReasonPartitionReduction = "partition_reduction"
-	ReasonPartitionGrowth    = "partition_growth_unsupported"
 	ReasonMetaChange         = "meta_change_unsupported"
 	ReasonSpecInvalid        = "spec_invalid"
 
@@ -59,7 +58,7 @@ const (
 	ReasonWaitingForNodes  = "waiting_for_nodes"
 	ReasonWaitingForData   = "waiting_for_data"
 	ReasonMasterDataLost   = "master_data_lost"
-	ReasonScaleInHandover  = "scale_in_needs_handover"
+	ReasonScaleInWaits     = "scale_in_waits_for_replica"
 	ReasonMasterDown       = "master_down"
 	ReasonPersistFailed    = "persist_failed"
 	ReasonScaling          = "scaling"
@@ -75,6 +74,25 @@ const (
 	ReasonRejected         = "rejected"
 	ReasonNodeDown         = "node_down"
 	ReasonPartitionsFormed = "partitions_formed"
+
+	// What becomes of a partition that is added.
+	ReasonPartitionFilling   = "partition_filling"
+	ReasonPartitionSwitching = "partition_switching"
+	ReasonSwitchTakenBack    = "partition_switch_taken_back"
+	ReasonPartitionAdded     = "partition_added"
+	ReasonGrowthStopped      = "partition_growth_stopped"
+	ReasonOrphansPurged      = "orphans_purged"
+
+	// What becomes of orders to nodes.
+	ReasonOrderFailed = "order_failed"
+	ReasonOrderLost   = "order_lost"
+
+	// Why an order is given.
+	CauseScaleIn     = "scale_in"
+	CauseTerminating = "pod_terminating"
+	CauseDraining    = "node_draining"
+	CauseRebalance   = "rebalance"
+	CauseOrphans     = "orphan_keys"
 
 	// Why a command is refused. Where flarei has a text of its own for that, the text
 	// is the answer on the index protocol and the reason is for gRPC, metrics and logs.
@@ -107,6 +125,7 @@ const (
 	RefuseLease          = ReasonWaitingForLease // the former master may take writes still
 	RefuseNote           = "bad_note"            // none where one is needed, or too long
 	RefuseSeconds        = "bad_seconds"
+	RefuseBeingAdded     = "partition_being_added"
 
 	// Why nobody may register under a name now, or from there.
 	RefuseBadName   = "bad_name"

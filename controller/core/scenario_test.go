@@ -20,16 +20,18 @@ import (
 //	spec partitions=2 replicas=2 [generation=1] [maxdown=50 (percent, default 100)] [zoneloss=hold]
 //	    [grace=10 (seconds, default 10)] [paused=true] [mininsync=2]
 //	tick 200                           milliseconds that pass
+//	alive 60000                        the same, with a report of each agent a second
 //	add a:1                            and hello, role, state, behind, remove, shutdown; from=address
 //	                                   behind a command tells where it comes from
 //	handover a:1 b:1 e/s               by a master, with the epoch and the target's grant
 //	force a:1 [partition] [allow_data_loss], pause WHY, resume, override SECONDS [WHY]
 //	join a:1 [instance] [held e/i]     add, hello, ping
 //	agent a:1 key=value ...            instance, alive, lsn, data, map, role, part, zone, serving, lease
-//	                                   (epoch), token (ms of the node's clock), by (the agent's start), from
+//	                                   (epoch), token (ms of the node's clock), by (the agent's start), from,
+//	                                   filled (map version), yielded (epoch), done (order kind[=reason])
 //	agent-lost a:1
 //	ping a:1 ok|refused|timeout|bad [times]
-//	members 4 a:1 b:1/zone c:1/-gone d:1/-terminating e:1@address
+//	members 4 a:1 b:1/zone c:1/-gone d:1/-terminating e:1/-draining f:1@address
 //	persist auto|fail|hold|ok          what becomes of Persist effects
 //	restart [lost]                     the controller's process ends, another takes over
 //	map, status, leases                what others see, and who may write for how long
@@ -60,10 +62,11 @@ type scenario struct {
 	persist string // auto, fail or hold
 	held    *Persist
 	quiet   bool
+	orders  map[string]uint64 // last order by node and kind
 }
 
 func newScenario(t *testing.T) *scenario {
-	w := &scenario{t: t, now: 1_000_000, persist: "auto", out: &strings.Builder{}}
+	w := &scenario{t: t, now: 1_000_000, persist: "auto", out: &strings.Builder{}, orders: map[string]uint64{}}
 	w.state = New(Durable{})
 	w.input(Tick{Now: w.now})
 	return w
@@ -103,6 +106,9 @@ func (w *scenario) input(in Input) {
 			w.printf("  broadcast v%d%s%s", e.Update.Map.Version, list(" prior", e.Update.Prior), list(" except", e.Update.Except))
 		case GrantLease:
 			w.printf("  lease for %s (%s) of partition %d in epoch %d: %d ms from %d", e.Key, e.Instance, e.Partition, e.Epoch, e.TTL, e.Token/1e6)
+		case OrderNode:
+			w.printf("  order %s %s%s", e.Key, e.Kind, list(" to", strings.Fields(e.Target)))
+			w.orders[e.Key+" "+string(e.Kind)] = e.ID
 		case ScaleTo:
 			w.printf("  scale to %d", e.Nodes)
 			w.input(Done{Request: RequestScale, Seq: e.Seq})
@@ -164,7 +170,8 @@ func (w *scenario) line(line string) {
 	}
 	switch f[0] {
 	case "spec", "plan":
-		spec := Spec{Known: true, Generation: w.state.Spec.Generation + 1, Meta: topology.DefaultMeta(), Config: "c"}
+		spec := Spec{Known: true, Generation: w.state.Spec.Generation + 1, Meta: topology.DefaultMeta(), Config: "c",
+			OrphanPurge: OrphanPurge{Enabled: true, Delay: 60_000}}
 		spec.Failover.Grace = 10_000
 		for _, kv := range f[1:] {
 			k, v, _ := strings.Cut(kv, "=")
@@ -193,6 +200,8 @@ func (w *scenario) line(line string) {
 				spec.Replicas = n
 			case "generation":
 				spec.Generation = int64(n)
+			case "purge":
+				spec.OrphanPurge.Enabled = n != 0
 			}
 		}
 		if f[0] == "plan" {
@@ -207,6 +216,16 @@ func (w *scenario) line(line string) {
 			w.now += int64(step)
 			ms -= step
 			w.input(Tick{Now: w.now})
+		}
+	case "alive":
+		for ms := w.number(arg(1)); ms > 0; ms -= 1000 {
+			w.now += 1000
+			w.input(Tick{Now: w.now})
+			for _, o := range w.state.Seen {
+				if o.Agent {
+					w.input(o.Report)
+				}
+			}
 		}
 	case "join":
 		w.join(f)
@@ -225,9 +244,9 @@ func (w *scenario) line(line string) {
 		for i, spec := range f[2:] {
 			key, note, _ := strings.Cut(spec, "/")
 			key, address, _ := strings.Cut(key, "@")
+			zone, state, _ := strings.Cut(note, "-")
 			m.List = append(m.List, Member{
-				Key: key, Address: address, Ordinal: i, Exists: !strings.HasSuffix(note, "-gone"), Terminating: strings.HasSuffix(note, "-terminating"),
-				Zone: strings.TrimSuffix(strings.TrimSuffix(note, "-gone"), "-terminating"),
+				Key: key, Address: address, Ordinal: i, Exists: state != "gone", Terminating: state == "terminating", Draining: state == "draining", Zone: zone,
 			})
 		}
 		w.input(MembersChanged{Members: m})
@@ -274,9 +293,10 @@ func (w *scenario) line(line string) {
 			w.printf("  %s=%t %s: %s", c.Type, c.True, c.Reason, c.Message)
 		}
 	case "quiet":
+		before := w.quiet
 		w.quiet = true
 		w.line(strings.TrimPrefix(line, "quiet "))
-		w.quiet = false
+		w.quiet = before
 	default:
 		if !w.replicationLine(f) {
 			w.command(f)
@@ -350,6 +370,19 @@ func (w *scenario) agent(f []string) {
 			r.LeaseEpoch = uint64(w.number(v))
 		case "token":
 			r.LeaseToken = uint64(w.number(v)) * 1e6
+		case "filled":
+			r.Filled = uint64(w.number(v))
+		case "yielded":
+			r.Yielded = uint64(w.number(v))
+		case "done":
+			kind, reason, _ := strings.Cut(v, ":")
+			o := OrderReport{ID: w.orders[r.Key+" "+kind], Reason: reason}
+			if kind == string(OrderPurge) {
+				o.Count = 7
+				r.Purge = o
+			} else {
+				r.Handover = o
+			}
 		case "by":
 			r.AgentStarted = int64(w.number(v))
 		case "from":

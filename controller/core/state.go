@@ -23,6 +23,11 @@ type Durable struct {
 	NextThread int         `json:"nextThread"`
 	Partitions []Partition `json:"partitions"` // by number; never shrinks
 	Nodes      []Node      `json:"nodes"`      // sorted by key
+	// Growth is the partition that is being added.
+	Growth Growth `json:"growth,omitzero"`
+	// Orphans are the partitions that keys were moved away from and not yet removed,
+	// by number.
+	Orphans []Orphans `json:"orphans,omitempty"`
 	// Removed keeps the floors of nodes that were removed, for as long as a grant of
 	// that epoch may be under way: the node may register again.
 	Removed []RemovedNode `json:"removed,omitempty"`
@@ -150,6 +155,11 @@ type State struct {
 	GraceOver     bool // silence is evidence of death
 	Losses        Losses
 	HeldBack      string  // why duties that could be given are not; empty when none could
+	Orders        []Order // under way, sorted by node key and kind
+	OrderID       uint64  // of the last order
+	SwitchSince   int64   // when the switch to a new partition began; 0 when there is none
+	SwitchAfter   int64   // no switch before this time
+	SettledSince  int64   // since when nothing is missing; 0 while something is
 	Refusal       Refusal // of the spec, or of a part of it
 	Blocked       Refusal // why a wanted assignment is not made
 
@@ -228,6 +238,7 @@ func (d Durable) Validate() error {
 func (d Durable) clone() Durable {
 	d.Nodes = slices.Clone(d.Nodes)
 	d.Partitions = slices.Clone(d.Partitions)
+	d.Orphans = slices.Clone(d.Orphans)
 	d.Removed = slices.Clone(d.Removed)
 	return d
 }
@@ -242,6 +253,7 @@ func (s State) clone() State {
 	s.Except = slices.Clone(s.Except)
 	s.Seen = slices.Clone(s.Seen)
 	s.Leases = slices.Clone(s.Leases)
+	s.Orders = slices.Clone(s.Orders)
 	// Saving, Saved, Members.List, labels and statuses are replaced whole, never
 	// written into, so that sharing them is harmless.
 	return s
@@ -269,6 +281,9 @@ func (d *Durable) node(key string) *Node {
 
 // epoch returns the epoch of a partition, 0 for none.
 func (d *Durable) epoch(partition int) uint64 {
+	if partition == len(d.Partitions) && d.Growth.Node != "" {
+		return d.Growth.Epoch
+	}
 	if partition < 0 || partition >= len(d.Partitions) {
 		return 0
 	}

@@ -40,6 +40,10 @@ func (w *work) writeStatus() {
 func PartitionsOf(s State) []PartitionStatus {
 	list := make([]PartitionStatus, max(len(s.Saved.Partitions), s.partitionsWanted()))
 	nodes := s.Saved.byPartition()
+	added, growing := GrowthOf(s)
+	if growing {
+		list = append(list, PartitionStatus{})
+	}
 	for p := range list {
 		ps := &list[p]
 		ps.Number = p
@@ -51,11 +55,13 @@ func PartitionsOf(s State) []PartitionStatus {
 				ps.Master = n.Key()
 			case n.Role == topology.Slave && n.State == topology.Active:
 				ps.InSync = append(ps.InSync, n.Key())
-			case n.Role == topology.Slave && n.up():
+			case n.up():
 				ps.Preparing = append(ps.Preparing, n.Key())
 			}
 		}
 		switch {
+		case growing && p == added.Partition:
+			ps.State = PartitionPreparing
 		case p >= len(s.Saved.Partitions):
 			ps.State = PartitionForming
 		case ps.Master == "":
@@ -136,6 +142,7 @@ func StatusOf(s State) Status {
 	case len(filling) > 0:
 		degraded.True, degraded.Reason, degraded.Message = true, ReasonReplicaCatchUp, of(filling)+": a replica is catching up"
 	}
+	growth, growing := GrowthOf(s)
 	progressing := Condition{Type: ConditionProgressing, Reason: ReasonAsWanted, Message: "nothing is left to do"}
 	switch {
 	case s.PersistError != "":
@@ -144,7 +151,12 @@ func StatusOf(s State) Status {
 		progressing.Reason, progressing.Message = s.Refusal.Reason, s.Refusal.Message
 	case s.Blocked.Reason != "":
 		progressing.Reason, progressing.Message = s.Blocked.Reason, s.Blocked.Message
-		progressing.True = s.Blocked.Reason == ReasonWaitingForNodes || s.Blocked.Reason == ReasonWaitingForData
+		progressing.True = s.Blocked.Reason == ReasonWaitingForNodes || s.Blocked.Reason == ReasonWaitingForData || s.Blocked.Reason == ReasonScaleInWaits
+	case growing:
+		progressing.True, progressing.Reason, progressing.Message = true, ReasonPartitionFilling, growth.message()
+		if growth.Stage == "switching" {
+			progressing.Reason = ReasonPartitionSwitching
+		}
 	case s.Members.Known && s.Members.Count != st.NodesWanted:
 		progressing.True, progressing.Reason = true, ReasonScaling
 		progressing.Message = fmt.Sprintf("scaling from %d to %d nodes", s.Members.Count, st.NodesWanted)

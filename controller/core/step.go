@@ -53,6 +53,7 @@ func Advance(s *State, in Input) (effects []Effect, quiet bool) {
 			w.grantLease(*w.s.seen(r.Key))
 		}
 	} else {
+		w.expireOrders()
 		w.reconcile()
 		w.save()
 		w.grantLeases()
@@ -85,7 +86,7 @@ func (s *State) quiet(in Input) bool {
 // steady returns a report without what moves all the time and is looked at only when
 // something else has happened.
 func (r AgentReport) steady() AgentReport {
-	r.Now, r.MapVersion, r.LSN, r.LeaseToken = 0, 0, topology.LSN{}, 0
+	r.Now, r.MapVersion, r.LSN, r.LeaseToken, r.FillRecords = 0, 0, topology.LSN{}, 0, 0
 	return r
 }
 
@@ -132,6 +133,7 @@ func (w *work) fold(in Input) {
 			s.Now = max(s.Now, in.Now)
 		}
 		w.heed(in)
+		w.heedOrders(in)
 		o := s.see(in.Key)
 		o.Agent, o.AgentAt, o.Report = true, s.Now, in
 		w.noteZone(in.Key)

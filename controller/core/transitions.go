@@ -42,6 +42,7 @@ func (w *work) makeActiveMaster(key string, partition, balance int, reason strin
 	}
 	d.Partitions[partition].Epoch++
 	d.Partitions[partition].Owed = false
+	w.mastersChanged()
 	if held, lsn := w.holds(*d.node(key)); held == partition {
 		// The state was lost, and an operator makes up the next one.
 		d.Partitions[partition].Epoch = max(d.Partitions[partition].Epoch, lsn.Epoch+1)

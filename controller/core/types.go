@@ -47,6 +47,18 @@ type AgentReport struct {
 	LeaseToken uint64
 	LeaseEpoch uint64
 
+	// Filled is the map version up to which a node that prepares a new partition has
+	// all that the masters had, 0 for none; FillRecords is how many it has got.
+	Filled      uint64
+	FillRecords uint64
+	// Yielded is the epoch of the preparing partition whose keys this master lets
+	// nobody write, after it has sent everything on; 0 for none.
+	Yielded uint64
+
+	// What became of the last orders.
+	Handover OrderReport
+	Purge    OrderReport
+
 	// What became of the configuration.
 	ConfigGeneration int64
 	ConfigRejected   bool
@@ -309,6 +321,8 @@ type Spec struct {
 	Failover   FailoverPolicy
 	// Replication is that to another cluster.
 	Replication SpecReplication
+
+	OrphanPurge OrphanPurge
 }
 
 // Members are the nodes that are expected to exist.
@@ -326,6 +340,7 @@ type Member struct {
 	Address     string // of the pod; empty when not known
 	Exists      bool   // the pod exists
 	Terminating bool   // the pod is being deleted
+	Draining    bool   // its machine shall become empty; it is no place for a master
 }
 
 // Status is the summary for people. Everything in it is durable.
@@ -376,6 +391,8 @@ const (
 	PartitionDegraded PartitionState = "Degraded"
 	PartitionDown     PartitionState = "Down"
 	PartitionForming  PartitionState = "Forming"
+	// PartitionPreparing is one that is being added and not in force yet.
+	PartitionPreparing PartitionState = "Preparing"
 )
 
 // Condition is one statement about the cluster.

@@ -22,40 +22,75 @@ func TestRandomWalk(t *testing.T) {
 		for range rapid.IntRange(0, 12).Draw(t, "seconds of peace") {
 			w.second(true)
 		}
-		t.Repeat(map[string]func(*rapid.T){
-			"tick":            w.tick,
-			"start node":      w.start,
-			"crash node":      w.crash,
-			"cut node":        w.cut,
-			"freeze node":     w.freeze,
-			"late report":     w.lateReport,
-			"new agent":       w.newAgent,
-			"leave":           w.leave,
-			"ping":            w.ping,
-			"report":          w.report,
-			"lose agent":      w.loseAgent,
-			"catch up":        w.catchUp,
-			"take back":       w.takeBack,
-			"overtaken":       w.overtaken,
-			"hand over":       w.handOver,
-			"hand over again": w.handOverAgain,
-			"late command":    w.late,
-			"operator":        w.operate,
-			"pause":           w.pause,
-			"override":        w.override,
-			"settle":          w.settle,
-			"fail persist":    w.failPersist,
-			"restart":         w.restart,
-			"members":         w.changeMembers,
-			"spec":            w.changeSpec,
-			"late registry":   w.strayAdd,
-			"good second":     func(*rapid.T) { w.second(false) },
-			"settle all":      w.settleAll,
-			"kill master":     w.killMaster,
-			"":                func(*rapid.T) {},
-		})
+		t.Repeat(w.actions())
 		w.calm()
 	})
+}
+
+// TestGrowthWalk is the same for a cluster that runs and is told to have more
+// partitions and other numbers of replicas.
+func TestGrowthWalk(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t)
+		for len(w.nodes) < 6 {
+			w.nodes = append(w.nodes, &worldNode{key: fmt.Sprintf("n%d:1", len(w.nodes)), reach: true, held: -1})
+		}
+		w.count = len(w.nodes)
+		spec := w.state.Spec
+		spec.Partitions, spec.Replicas = 1, rapid.IntRange(1, 2).Draw(t, "replicas")
+		w.input(SpecChanged{Spec: spec})
+		for range 14 {
+			w.second(true)
+		}
+		actions := w.actions()
+		delete(actions, "operator")
+		delete(actions, "restart")
+		delete(actions, "members") // which makes most pods vanish
+		spec.Generation++
+		spec.Partitions = rapid.IntRange(2, 3).Draw(t, "partitions")
+		w.input(SpecChanged{Spec: spec})
+		t.Repeat(actions)
+		w.calm()
+	})
+}
+
+// actions are what may happen.
+func (w *world) actions() map[string]func(*rapid.T) {
+	return map[string]func(*rapid.T){
+		"tick":            w.tick,
+		"start node":      w.start,
+		"crash node":      w.crash,
+		"cut node":        w.cut,
+		"freeze node":     w.freeze,
+		"late report":     w.lateReport,
+		"new agent":       w.newAgent,
+		"leave":           w.leave,
+		"ping":            w.ping,
+		"report":          w.report,
+		"lose agent":      w.loseAgent,
+		"catch up":        w.catchUp,
+		"take back":       w.takeBack,
+		"overtaken":       w.overtaken,
+		"hand over":       w.handOver,
+		"hand over again": w.handOverAgain,
+		"late command":    w.late,
+		"operator":        w.operate,
+		"pause":           w.pause,
+		"override":        w.override,
+		"settle":          w.settle,
+		"fail persist":    w.failPersist,
+		"restart":         w.restart,
+		"members":         w.changeMembers,
+		"spec":            w.changeSpec,
+		"late registry":   w.strayAdd,
+		"good second":     func(*rapid.T) { w.second(false) },
+		"settle all":      w.settleAll,
+		"kill master":     w.killMaster,
+		"fill":            w.fillNode,
+		"obey":            w.obey,
+		"stale switch":    w.staleSwitch,
+		"":                func(*rapid.T) {},
+	}
 }
 
 // process is one run of flared.
@@ -72,11 +107,53 @@ type process struct {
 	opened int64  // since when; a lease from before is none
 	until  int64  // when its lease ends
 	paused bool   // it has asked to hand over, and does not know the outcome
+	filled string // the masters whose keys it has, as the node of a new partition
+}
+
+// preparing returns the entry of the partition that is being added in the map a
+// process has heard.
+func (p *process) preparing() (topology.Node, bool) {
+	for _, n := range p.heard.Map.Nodes {
+		if n.Role == topology.Master && (n.State == topology.Prepare || n.State == topology.Ready) {
+			return n, true
+		}
+	}
+	return topology.Node{}, false
+}
+
+// masters names the masters of the map that a process has heard, with their epochs.
+func (p *process) masters() (names string, count int) {
+	for _, n := range p.heard.Map.Nodes {
+		if n.Role == topology.Master && (n.State == topology.Active || n.State == topology.Down) {
+			names += fmt.Sprintf("%s/%v/%d ", n.Key(), n.State, n.Epoch)
+			count++
+		}
+	}
+	return names, count
+}
+
+// yielded returns the epoch of the new partition whose keys a master lets nobody
+// write.
+func (p *process) yielded() uint64 {
+	if n, ok := p.preparing(); ok && n.State == topology.Ready && (p.writes >= 0 || p.paused) {
+		return n.Epoch
+	}
+	return 0
 }
 
 // mayWrite reports whether it takes writes of a partition now.
 func (p *process) mayWrite(partition int, now int64) bool {
 	return p != nil && p.writes == partition && now < p.until
+}
+
+// mayWriteKeysOf reports whether it takes writes of keys that belong to a partition
+// which its map does not have yet.
+func (p *process) mayWriteKeysOf(partition int, now int64) bool {
+	if p == nil || p.writes < 0 || now >= p.until || p.yielded() != 0 {
+		return false
+	}
+	_, count := p.masters()
+	return count <= partition
 }
 
 type worldNode struct {
@@ -89,6 +166,9 @@ type worldNode struct {
 	held    int
 	lsn     topology.LSN
 	granted Grant // the last one that its master gave it
+	ordered OrderNode
+	handed  OrderReport
+	purged  OrderReport
 
 	last AgentReport
 }
@@ -99,6 +179,7 @@ type world struct {
 	now       int64
 	seq       int
 	nodes     []*worldNode
+	count     int      // that the workload is scaled to
 	pending   []Effect // requests under way
 	sent      MapUpdate
 	replies   map[uint64]func(Reply)
@@ -118,9 +199,11 @@ func newWorld(t *rapid.T) *world {
 	for i := range rapid.IntRange(2, 5).Draw(t, "nodes") {
 		w.nodes = append(w.nodes, &worldNode{key: fmt.Sprintf("n%d:1", i), reach: true, held: -1})
 	}
+	w.count = len(w.nodes)
 	w.input(Tick{Now: w.now})
 	w.input(SpecChanged{Spec: Spec{Generation: 1, Partitions: rapid.IntRange(1, 2).Draw(t, "partitions"),
-		Replicas: rapid.IntRange(1, 3).Draw(t, "replicas"), Meta: topology.DefaultMeta(), Config: "x", Failover: drawPolicy(t)}})
+		Replicas: rapid.IntRange(1, 3).Draw(t, "replicas"), Meta: topology.DefaultMeta(), Config: "x", Failover: drawPolicy(t),
+		OrphanPurge: OrphanPurge{Enabled: true, Delay: 2_000}}})
 	return w
 }
 
@@ -171,6 +254,10 @@ func (w *world) input(in Input) {
 			if e.Reason == ReasonHandover {
 				w.moved++
 			}
+		case OrderNode:
+			if n := w.node(e.Key); n != nil {
+				n.ordered = e
+			}
 		case GrantLease:
 			w.take(e)
 		case Persist, WriteConfig, ScaleTo, LabelNodes, WriteStatus:
@@ -187,7 +274,7 @@ func (w *world) keepsLastCopies(next State) {
 	}
 	for _, n := range next.Durable.Nodes {
 		before := w.state.Durable.node(n.Key())
-		if before == nil || before.Role != topology.Proxy || n.Role != topology.Slave {
+		if before == nil || before.Role != topology.Proxy || n.State != topology.Prepare {
 			continue
 		}
 		held, _ := (&work{s: next}).holds(n)
@@ -227,6 +314,9 @@ func (w *world) heed() {
 			continue
 		}
 		wn.running.heard = w.sent
+		if n.Role == topology.Master && n.State != topology.Active && n.State != topology.Down && n.Epoch > 0 && (wn.held != n.Partition || wn.lsn.Epoch != n.Epoch) {
+			wn.held, wn.lsn, wn.running.filled = n.Partition, topology.LSN{Epoch: n.Epoch, Index: 1}, ""
+		}
 		if n.Role != topology.Master || n.State != topology.Active {
 			wn.running.writes, wn.running.until = -1, 0
 			continue
@@ -237,6 +327,9 @@ func (w *world) heed() {
 		if p := wn.running; p.epoch != n.Epoch || p.writes != n.Partition && !p.paused {
 			p.writes, p.epoch, p.opened, p.until, p.paused = n.Partition, n.Epoch, w.now+1, 0, false
 			for _, o := range w.nodes {
+				if o != wn && w.plain && !w.lost && o.running.mayWriteKeysOf(n.Partition, w.now) {
+					w.t.Fatalf("%s begins partition %d, and %s may write its keys for %d ms more", wn.key, n.Partition, o.key, o.running.until-w.now)
+				}
 				if o != wn && o.running.mayWrite(n.Partition, w.now) && w.plain && !w.lost {
 					w.t.Fatalf("%s takes the place of %s in partition %d, which may write for %d ms more", wn.key, o.key, n.Partition, o.running.until-w.now)
 				}
@@ -414,7 +507,14 @@ func (w *world) reportFor(n *worldNode) AgentReport {
 		if p.writes >= 0 {
 			r.LeaseEpoch = p.epoch
 		}
+		r.Yielded = p.yielded()
+		if x, ok := p.preparing(); ok && x.Key() == n.key {
+			if now, _ := p.masters(); p.filled == now {
+				r.Filled = p.heard.Map.Version
+			}
+		}
 	}
+	r.Handover, r.Purge = n.handed, n.purged
 	n.last = r
 	return r
 }
@@ -446,7 +546,7 @@ func (w *world) grant(n *worldNode) (Command, bool) {
 		return Command{}, false
 	}
 	for _, m := range w.sent.Map.Nodes {
-		if m.Role == topology.Master && m.State == topology.Active && m.Partition == e.Partition {
+		if m.Role == topology.Master && m.State != topology.Down && m.Partition == e.Partition {
 			if mn := w.node(m.Key()); mn != nil {
 				n.held, n.lsn = e.Partition, mn.lsn
 			}
@@ -504,6 +604,74 @@ func (w *world) handover(t *rapid.T) (Command, bool) {
 		c.Session = to.granted.Session
 	}
 	return c, true
+}
+
+// fillNode lets the node of a new partition get all that the masters have.
+func (w *world) fillNode(t *rapid.T) {
+	for _, n := range w.nodes {
+		w.fill(n)
+	}
+}
+
+func (w *world) fill(n *worldNode) {
+	if p := n.running; p != nil && !n.frozen {
+		if x, ok := p.preparing(); ok && x.Key() == n.key {
+			p.filled, _ = p.masters()
+		}
+	}
+}
+
+// staleSwitch lets every node report, and then passes long enough for a switch to
+// be taken back, with the reports of before coming late.
+func (w *world) staleSwitch(t *rapid.T) {
+	var late []AgentReport
+	for _, n := range w.nodes {
+		w.fill(n)
+		if n.agent {
+			late = append(late, w.reportFor(n))
+		}
+	}
+	w.now += rapid.SampledFrom([]int64{200, 2500, 4000}).Draw(t, "ms")
+	w.input(Tick{Now: w.now})
+	w.settleAll(nil)
+	for _, r := range late {
+		if w.node(r.Key).started+1 == r.AgentStarted {
+			w.input(r)
+		}
+	}
+}
+
+// obey lets a node do what it was told.
+func (w *world) obey(t *rapid.T) { w.obeyOrder(w.pick(t)) }
+
+func (w *world) obeyOrder(n *worldNode) {
+	o := n.ordered
+	p := n.running
+	if o.ID == 0 || p == nil || n.frozen {
+		return
+	}
+	n.ordered = OrderNode{}
+	if o.Kind == OrderPurge {
+		n.purged = OrderReport{ID: o.ID, Count: 1}
+		return
+	}
+	e, ok := p.heard.Map.Find(n.key)
+	to := w.node(o.Target)
+	if !ok || e.Role != topology.Master || to == nil {
+		n.handed = OrderReport{ID: o.ID, Reason: "not_master"}
+		return
+	}
+	if p.writes >= 0 {
+		p.paused, p.writes, p.until = true, -1, 0
+	}
+	c := w.command(n.key, VerbHandover)
+	target := w.command(to.key, VerbHandover)
+	c.Target, c.TargetPort, c.Epoch, c.HasSession = target.Name, target.Port, e.Epoch, true
+	if to.granted.Epoch == e.Epoch {
+		c.Session = to.granted.Session
+	}
+	w.askHandover(c)
+	n.handed = OrderReport{ID: o.ID}
 }
 
 func (w *world) askHandover(c Command) {
@@ -611,6 +779,9 @@ func (w *world) finish(err string) {
 	case WriteConfig:
 		w.input(Done{Request: RequestConfig, Seq: e.Seq, Err: err})
 	case ScaleTo:
+		if err == "" {
+			w.count = e.Nodes
+		}
 		w.input(Done{Request: RequestScale, Seq: e.Seq, Err: err})
 	case LabelNodes:
 		w.input(Done{Request: RequestLabels, Seq: e.Seq, Err: err})
@@ -643,10 +814,11 @@ func (w *world) restart(t *rapid.T) {
 }
 
 func (w *world) changeMembers(t *rapid.T) {
-	m := Members{Known: true, Count: len(w.nodes)}
+	m := Members{Known: true, Count: w.count}
 	for i, n := range w.nodes {
 		m.List = append(m.List, Member{Key: n.key, Ordinal: i, Zone: string('x' + n.key[1]%2),
-			Exists: rapid.IntRange(0, 3).Draw(t, "exists") > 0, Terminating: rapid.IntRange(0, 5).Draw(t, "terminating") == 0})
+			Exists: rapid.IntRange(0, 3).Draw(t, "exists") > 0, Terminating: rapid.IntRange(0, 5).Draw(t, "terminating") == 0,
+			Draining: rapid.IntRange(0, 3).Draw(t, "draining") == 0})
 	}
 	w.input(MembersChanged{Members: m})
 }
@@ -665,8 +837,15 @@ func (w *world) changeSpec(t *rapid.T) {
 // second lets a second pass in which everything works; but only with grants do
 // replicas get in sync.
 func (w *world) second(grants bool) {
-	for _, n := range w.nodes {
+	for i, n := range w.nodes {
+		if i >= w.count && w.scaledAway(n.key) {
+			n.running, n.agent = nil, false
+			w.input(AgentLost{Key: n.key})
+			continue
+		}
 		w.startNode(n)
+		w.fill(n)
+		w.obeyOrder(n)
 		w.reportOf(n)
 		w.pingNode(n)
 		w.settleAll(nil)
@@ -679,6 +858,12 @@ func (w *world) second(grants bool) {
 		w.input(Tick{Now: w.now})
 		w.settleAll(nil)
 	}
+}
+
+// scaledAway reports whether a node's pod is gone with the scale.
+func (w *world) scaledAway(key string) bool {
+	m, ok := w.state.member(key)
+	return ok && !m.Exists
 }
 
 func (w *world) settleAll(*rapid.T) {
@@ -717,10 +902,10 @@ func (w *world) calm() {
 	spec := w.state.Spec
 	spec.Failover.Paused = false
 	w.input(SpecChanged{Spec: spec})
-	for range 240 + breakerSettleMax/1000 {
-		m := Members{Known: true, Count: w.state.wantedNodes()}
+	for range 480 + breakerSettleMax/1000 {
+		m := Members{Known: true, Count: w.count}
 		for i, n := range w.nodes {
-			m.List = append(m.List, Member{Key: n.key, Ordinal: i, Exists: true, Zone: "x"})
+			m.List = append(m.List, Member{Key: n.key, Ordinal: i, Exists: i < w.count, Zone: "x"})
 		}
 		w.input(MembersChanged{Members: m})
 		w.second(true)
@@ -749,6 +934,16 @@ func (w *world) calm() {
 			w.t.Fatalf("no partitions, and no reason given\n%s", w.show())
 		}
 		return
+	}
+	switch g := s.Durable.Growth; {
+	case g.Node != "" && s.Blocked.Reason == "":
+		w.t.Fatalf("%s is still filled with a new partition: %+v\n%s", g.Node, g, w.show())
+	case s.Spec.Partitions > len(s.Durable.Partitions) && s.Refusal.Reason == "" && s.Blocked.Reason == "":
+		w.t.Fatalf("%d partitions are asked for, and no reason is given\n%s", s.Spec.Partitions, w.show())
+	case w.count != s.wantedNodes() && s.Blocked.Reason == "":
+		w.t.Fatalf("there are %d nodes, %d are wanted, and no reason is given\n%s", w.count, s.wantedNodes(), w.show())
+	case len(s.Durable.Orphans) > 0 && s.Spec.Partitions <= len(s.Durable.Partitions) && s.Refusal.Reason == "" && s.Blocked.Reason == "":
+		w.t.Fatalf("orphans are left: %+v\n%s", s.Durable.Orphans, w.show())
 	}
 	free := 0
 	for _, n := range s.Saved.Nodes {

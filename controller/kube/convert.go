@@ -19,8 +19,8 @@ import (
 
 // membersOf lists the nodes that the StatefulSet stands for, and those of its
 // pods that are beyond its scale but still there. Without a StatefulSet nothing
-// is known. zone returns the zone of a Kubernetes node.
-func (c *Config) membersOf(sts *appsv1.StatefulSet, pods []*corev1.Pod, zone func(node string) string) core.Members {
+// is known. of tells about a Kubernetes node.
+func (c *Config) membersOf(sts *appsv1.StatefulSet, pods []*corev1.Pod, of func(node string) place) core.Members {
 	if sts == nil {
 		return core.Members{}
 	}
@@ -40,13 +40,15 @@ func (c *Config) membersOf(sts *appsv1.StatefulSet, pods []*corev1.Pod, zone fun
 		if !ok || ended(p) {
 			continue
 		}
+		at := of(p.Spec.NodeName)
 		byOrdinal[ordinal] = core.Member{
 			Key:         c.nodeKey(p.Name),
 			Ordinal:     ordinal,
-			Zone:        zone(p.Spec.NodeName),
+			Zone:        at.zone,
 			Address:     p.Status.PodIP,
 			Exists:      true,
 			Terminating: p.DeletionTimestamp != nil,
+			Draining:    at.cordoned,
 		}
 	}
 	m := core.Members{Known: true, Count: count, List: make([]core.Member, 0, len(byOrdinal))}
@@ -55,6 +57,12 @@ func (c *Config) membersOf(sts *appsv1.StatefulSet, pods []*corev1.Pod, zone fun
 	}
 	slices.SortFunc(m.List, func(a, b core.Member) int { return cmp.Compare(a.Key, b.Key) })
 	return m
+}
+
+// place is what is known of a Kubernetes node.
+type place struct {
+	zone     string
+	cordoned bool // no pod shall be put there: it is being drained, or about to be
 }
 
 func (c *Config) podName(ordinal int) string {

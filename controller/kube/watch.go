@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,13 +122,13 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 		}
 	}
 
-	zone := func(node string) string {
+	placeOf := func(node string) place {
+		p := place{zone: node}
 		if o, ok, _ := nodes.store.GetByKey(node); ok {
-			if z := o.(*corev1.Node).Labels[b.cfg.ZoneLabel]; z != "" {
-				return z
-			}
+			n := o.(*corev1.Node)
+			p.zone, p.cordoned = cmp.Or(n.Labels[b.cfg.ZoneLabel], node), n.Spec.Unschedulable
 		}
-		return node
+		return p
 	}
 	repairs := make(chan bool, 1)
 	running.Go(func() { b.repairLoop(ctx, repairs, pods.store, configs.store) })
@@ -144,7 +145,7 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 			spec = next
 			observe(core.SpecChanged{Spec: spec})
 		}
-		if next := b.cfg.membersOf(onlySet(sets.store), podsOf(pods.store), zone); full || !reflect.DeepEqual(next, members) {
+		if next := b.cfg.membersOf(onlySet(sets.store), podsOf(pods.store), placeOf); full || !reflect.DeepEqual(next, members) {
 			members = next
 			observe(core.MembersChanged{Members: members})
 		}
@@ -323,7 +324,7 @@ func (b *Backend) sourceConfigs() *source {
 }
 
 // sourceNodes is optional: it needs a ClusterRole, which not everybody is given.
-// Only the labels are kept; a Node's status changes all the time.
+// Only the labels and the cordon are kept; a Node's status changes all the time.
 func (b *Backend) sourceNodes() *source {
 	c := b.cfg.Kube.CoreV1().Nodes()
 	return &source{
@@ -336,9 +337,12 @@ func (b *Backend) sourceNodes() *source {
 			if !ok {
 				return o, nil
 			}
-			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{
-				Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
-			}}, nil
+			return &corev1.Node{
+				ObjectMeta: metav1.ObjectMeta{
+					Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
+				},
+				Spec: corev1.NodeSpec{Unschedulable: n.Spec.Unschedulable},
+			}, nil
 		},
 	}
 }

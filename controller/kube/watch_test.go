@@ -108,7 +108,9 @@ func TestWatchObservesSpecAndMembers(t *testing.T) {
 
 	spec := x.spec("the spec", func(core.Spec) bool { return true })
 	wantSpec := core.Spec{Known: true, Generation: 1, Partitions: 1, Replicas: 2, Meta: topology.DefaultMeta(), Config: v1.RenderConfig(w.cluster.Spec),
-		MinInSync: 1, Failover: core.FailoverPolicy{MinUp: core.Million / 2, Grace: 120_000}}
+		MinInSync:   1,
+		Failover:    core.FailoverPolicy{MinUp: core.Million / 2, Grace: 120_000},
+		OrphanPurge: core.OrphanPurge{Enabled: true, Delay: 3_600_000}}
 	if spec != wantSpec {
 		t.Errorf("spec %+v, want %+v", spec, wantSpec)
 	}
@@ -214,7 +216,7 @@ func TestMembersOf(t *testing.T) {
 	if err := cfg.complete(); err != nil {
 		t.Fatal(err)
 	}
-	zone := func(node string) string { return node }
+	at := func(node string) place { return place{zone: node, cordoned: node == "cordoned"} }
 	pod := func(name string, phase corev1.PodPhase) *corev1.Pod {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{NodeName: "n"}, Status: corev1.PodStatus{Phase: phase}}
 	}
@@ -233,6 +235,8 @@ func TestMembersOf(t *testing.T) {
 		{"a pod beyond the scale", set(1, 0), []*corev1.Pod{pod("flare-0", corev1.PodRunning), pod("flare-1", corev1.PodRunning)},
 			core.Members{Known: true, Count: 1, List: []core.Member{
 				{Key: key("flare-0"), Zone: "n", Exists: true}, {Key: key("flare-1"), Ordinal: 1, Zone: "n", Exists: true}}}},
+		{"on a machine that is being drained", set(1, 0), []*corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "flare-0"}, Spec: corev1.PodSpec{NodeName: "cordoned"}}},
+			core.Members{Known: true, Count: 1, List: []core.Member{{Key: key("flare-0"), Zone: "cordoned", Exists: true, Draining: true}}}},
 		{"ordinals that begin later", set(1, 5), nil,
 			core.Members{Known: true, Count: 1, List: []core.Member{{Key: key("flare-5"), Ordinal: 5}}}},
 		{"pods of other names", set(0, 0), []*corev1.Pod{pod("flare-00", corev1.PodRunning), pod("flare-x", corev1.PodRunning), pod("other-0", corev1.PodRunning)},
@@ -245,7 +249,7 @@ func TestMembersOf(t *testing.T) {
 		}()}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := cfg.membersOf(tt.set, tt.pods, zone); !reflect.DeepEqual(got, tt.want) {
+			if got := cfg.membersOf(tt.set, tt.pods, at); !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
@@ -283,8 +287,9 @@ func TestReasonsAreDocumented(t *testing.T) {
 		v1.ReasonScaling: core.ReasonScaling, v1.ReasonAsWanted: core.ReasonAsWanted, v1.ReasonApplied: core.ReasonApplied,
 		v1.ReasonApplying: core.ReasonApplying, v1.ReasonPendingRestart: core.ReasonPendingRestart, v1.ReasonRejected: core.ReasonRejected,
 		v1.ReasonWaitingForNodes: core.ReasonWaitingForNodes, v1.ReasonWaitingForData: core.ReasonWaitingForData,
-		v1.ReasonMasterDataLost: core.ReasonMasterDataLost, v1.ReasonScaleInHandover: core.ReasonScaleInHandover,
-		v1.ReasonPartitionReduction: core.ReasonPartitionReduction, v1.ReasonPartitionGrowth: core.ReasonPartitionGrowth,
+		v1.ReasonMasterDataLost: core.ReasonMasterDataLost, v1.ReasonScaleInWaits: core.ReasonScaleInWaits,
+		v1.ReasonPartitionReduction: core.ReasonPartitionReduction,
+		v1.ReasonPartitionFilling:   core.ReasonPartitionFilling, v1.ReasonPartitionSwitching: core.ReasonPartitionSwitching,
 		v1.ReasonMetaChange: core.ReasonMetaChange, v1.ReasonSpecInvalid: core.ReasonSpecInvalid, v1.ReasonPersistFailed: core.ReasonPersistFailed,
 	} {
 		if api != decided {

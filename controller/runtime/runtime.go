@@ -27,6 +27,9 @@ type Config struct {
 	// Grant hands a lease to the agent of its node, without blocking; nil where there
 	// are no agents. A lease that does not arrive is asked for again.
 	Grant func(core.GrantLease)
+	// Order hands an order to the agent of its node, without blocking; nil where there
+	// are no agents. An order that does not arrive is given again.
+	Order func(core.OrderNode)
 	// Leading tells, by the time and not by what was heard, whether no other
 	// controller can lead yet; nil where there is no other. Leases are granted only
 	// while it is so: whoever leads next knows for how long one may last.
@@ -79,8 +82,9 @@ type Topology struct {
 	Spec       core.Spec
 	Members    core.Members
 	Partitions []core.PartitionStatus
-	Nodes      []NodeTopology // one per node of Map, same order
-	Status     core.Status    // as last written
+	Growth     core.GrowthStatus // its Node is empty when no partition is being added
+	Nodes      []NodeTopology    // one per node of Map, same order
+	Status     core.Status       // as last written
 
 	Replication         core.Replication           // to another cluster
 	ReplicationProgress []core.ReplicationProgress // one a partition, while there is one
@@ -267,6 +271,11 @@ func (r *Runtime) execute(ctx context.Context, fail context.CancelCauseFunc, wg 
 	case core.GrantLease:
 		if r.cfg.Grant != nil && (r.cfg.Leading == nil || r.cfg.Leading()) {
 			r.cfg.Grant(e)
+		}
+	case core.OrderNode:
+		r.log.Info("order", "node", e.Key, "kind", e.Kind, "target", e.Target, "id", e.ID)
+		if r.cfg.Order != nil {
+			r.cfg.Order(e)
 		}
 	case core.Event:
 		select {

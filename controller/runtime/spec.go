@@ -44,6 +44,10 @@ func SpecOf(spec v1.FlareClusterSpec, generation int64) core.Spec {
 			Paused:   s.Paused,
 		},
 		Replication: replicationOf(s.ClusterReplication),
+		OrphanPurge: core.OrphanPurge{
+			Enabled: *s.ScaleOut.OrphanPurge.Enabled,
+			Delay:   *s.ScaleOut.OrphanPurge.DelaySeconds * 1000,
+		},
 	}
 }
 

@@ -17,6 +17,7 @@ func topologyOf(s core.State) Topology {
 	if t.Replication.Phase != core.ReplicationNone {
 		t.ReplicationProgress = core.ReplicationProgressOf(s)
 	}
+	t.Growth, _ = core.GrowthOf(s)
 	for i, n := range t.Map.Nodes {
 		nt := NodeTopology{Node: n, Zone: s.Zone(n.Key()), DownReason: s.Saved.Nodes[i].DownReason}
 		if o, ok := s.SeenOf(n.Key()); ok {

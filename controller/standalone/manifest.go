@@ -80,6 +80,7 @@ func validate(s *v1.FlareClusterSpec) error {
 		{"rocksdb.walMaxBatchBytes", *r.WALMaxBatchBytes, 4096, 67108864},
 		{"rocksdb.walSyncBwlimit", *r.WALSyncBwlimit, 0, 16777216},
 		{"rocksdb.walSyncInterval", *r.WALSyncInterval, 10, 60000},
+		{"scaleOut.orphanPurge.delaySeconds", *s.ScaleOut.OrphanPurge.DelaySeconds, 0, 31536000},
 	} {
 		if f.value < f.low || f.value > f.high {
 			return fmt.Errorf("spec.%s is %d: want %d to %d", f.name, f.value, f.low, f.high)

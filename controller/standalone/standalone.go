@@ -8,12 +8,13 @@
 //	<state-dir>/status.yaml  the summary
 //	<state-dir>/config/      extra.conf and generation, for the agents
 //
-// Nobody keeps a list of the nodes that are expected to exist; it is their number
-// that counts, partitions times replicas.
+// Which nodes are expected to exist may be written into a list (Config.Nodes).
+// Without it it is their number that counts, partitions times replicas.
 package standalone
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"sync"
 	"syscall"
@@ -45,6 +47,7 @@ const reloadEvery = 10 * time.Second
 // Config is what a Backend is made of.
 type Config struct {
 	Manifest string // path of the FlareCluster manifest
+	Nodes    string // path of the list of nodes, see Nodes; may be empty or not exist
 	StateDir string // made when it does not exist
 	Logger   *slog.Logger
 }
@@ -60,6 +63,7 @@ type Backend struct {
 	current versioned
 	config  *core.WriteConfig // that is published; nil before the first
 	problem string            // with the manifest, as last logged
+	wrong   string            // with the list of nodes, as last logged
 }
 
 var _ runtime.Backend = (*Backend)(nil)
@@ -252,16 +256,31 @@ func (b *Backend) Watch(ctx context.Context, observe func(core.Input)) error {
 		b.log.Warn("changes of the manifest are noticed late: no file events", "error", err, "every", reloadEvery)
 	} else {
 		defer w.Close()
-		if err := w.Add(filepath.Dir(b.cfg.Manifest)); err != nil {
-			b.log.Warn("changes of the manifest are noticed late: no file events", "error", err, "every", reloadEvery)
+		for _, file := range []string{b.cfg.Manifest, cmp.Or(b.cfg.Nodes, b.cfg.Manifest)} {
+			if err := w.Add(filepath.Dir(file)); err != nil {
+				b.log.Warn("changes of the manifest are noticed late: no file events", "error", err, "every", reloadEvery)
+			}
 		}
 		events, failures = w.Events, w.Errors
 	}
 	poll := time.NewTicker(reloadEvery)
 	defer poll.Stop()
 	var last core.Spec
+	var members core.Members
 	for {
 		b.repairConfig()
+		switch next, err := readMembers(b.cfg.Nodes); {
+		case err != nil:
+			if wrong := err.Error(); wrong != b.wrong {
+				b.wrong = wrong
+				b.log.Error("the list of nodes is not taken; the former one stays in force", "file", b.cfg.Nodes, "error", err)
+			}
+		case !reflect.DeepEqual(next, members):
+			b.wrong, members = "", next
+			observe(core.MembersChanged{Members: next})
+		default:
+			b.wrong = ""
+		}
 		spec, err := b.reload()
 		switch {
 		case err != nil:

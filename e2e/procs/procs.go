@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	controllerv1 "github.com/flarekv/flare/proto/flare/controller/v1"
@@ -56,6 +57,9 @@ type Cluster struct {
 	Manifest string
 	// ConfigDir is what every agent watches, as /etc/flared is in a pod.
 	ConfigDir string
+	// NodeList is the list of nodes that the controller watches; it does not exist
+	// before WriteNodes.
+	NodeList string
 }
 
 // Node is one data node: flared and its agent.
@@ -99,9 +103,10 @@ func (c *Cluster) start() error {
 	if err := c.WriteSpec(o.Spec); err != nil {
 		return err
 	}
-	// index, gRPC, HTTP, metrics; then five a node.
+	c.NodeList = filepath.Join(o.Dir, "nodes.yaml")
+	// index, gRPC, HTTP, metrics; then four a node.
 	nodes := o.Partitions * o.Replicas
-	ports, err := FreeAddrs(4 + 5*nodes)
+	ports, err := FreeAddrs(4 + 4*nodes)
 	if err != nil {
 		return err
 	}
@@ -110,42 +115,84 @@ func (c *Cluster) start() error {
 	} else {
 		c.IndexAddr, c.ControllerAddr, c.ControllerHTTP = ports[0], ports[1], ports[2]
 		c.Controller, err = c.process("controller", "flare-controller",
-			"--standalone", c.Manifest, "--state-dir", state,
+			"--standalone", c.Manifest, "--nodes", c.NodeList, "--state-dir", state,
 			"--index", ports[0], "--grpc", ports[1], "--http", ports[2], "--metrics", ports[3])
 		if err != nil {
 			return err
 		}
 	}
 	for i := range nodes {
-		p := ports[4+5*i:]
-		dir := filepath.Join(o.Dir, fmt.Sprintf("node%d", i))
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		n := &Node{Addr: p[0], AgentAddr: p[1], Zone: o.Zones[i%len(o.Zones)], DataDir: filepath.Join(dir, "data")}
-		if i < len(o.DataDirs) {
-			n.DataDir = o.DataDirs[i]
-		}
-		c.Nodes = append(c.Nodes, n)
-		sock := filepath.Join(dir, "flared.sock")
-		host, port, err := net.SplitHostPort(n.Addr)
-		if err != nil {
-			return err
-		}
-		n.Agent, err = c.process(fmt.Sprintf("agent%d", i), "flare-agent",
-			"--socket", sock, "--config-dir", c.ConfigDir, "--node", n.Addr, "--controller", c.ControllerAddr,
-			"--zone", n.Zone, "--listen", n.AgentAddr, "--http", p[2], "--metrics", p[3])
-		if err != nil {
-			return err
-		}
-		n.Flared, err = c.process(fmt.Sprintf("flared%d", i), "flared", append([]string{
-			"--server-name=" + host, "--server-port=" + port, "--data-dir=" + n.DataDir,
-			"--index-servers=" + c.IndexAddr, "--agent-socket=" + sock}, o.FlaredArgs...)...)
-		if err != nil {
+		if err := c.addNode(ports[4+4*i:]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// AddNode starts one more node.
+func (c *Cluster) AddNode() (*Node, error) {
+	ports, err := FreeAddrs(4)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.addNode(ports); err != nil {
+		return nil, err
+	}
+	return c.Nodes[len(c.Nodes)-1], nil
+}
+
+// addNode starts a node on four addresses.
+func (c *Cluster) addNode(p []string) error {
+	o, i := c.opts, len(c.Nodes)
+	dir := filepath.Join(o.Dir, fmt.Sprintf("node%d", i))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	n := &Node{Addr: p[0], AgentAddr: p[1], Zone: o.Zones[i%len(o.Zones)], DataDir: filepath.Join(dir, "data")}
+	if i < len(o.DataDirs) {
+		n.DataDir = o.DataDirs[i]
+	}
+	c.Nodes = append(c.Nodes, n)
+	sock := filepath.Join(dir, "flared.sock")
+	host, port, err := net.SplitHostPort(n.Addr)
+	if err != nil {
+		return err
+	}
+	n.Agent, err = c.process(fmt.Sprintf("agent%d", i), "flare-agent",
+		"--socket", sock, "--config-dir", c.ConfigDir, "--node", n.Addr, "--controller", c.ControllerAddr,
+		"--zone", n.Zone, "--listen", n.AgentAddr, "--http", p[2], "--metrics", p[3])
+	if err != nil {
+		return err
+	}
+	n.Flared, err = c.process(fmt.Sprintf("flared%d", i), "flared", append([]string{
+		"--server-name=" + host, "--server-port=" + port, "--data-dir=" + n.DataDir,
+		"--index-servers=" + c.IndexAddr, "--agent-socket=" + sock}, o.FlaredArgs...)...)
+	return err
+}
+
+// Scale asks for other numbers of partitions and replicas; the nodes are the
+// caller's to add or to end.
+func (c *Cluster) Scale(partitions, replicas int) error {
+	c.opts.Partitions, c.opts.Replicas = partitions, replicas
+	return c.WriteSpec(c.opts.Spec)
+}
+
+// WriteNodes lists the nodes there are, in the order in which they are kept.
+func (c *Cluster) WriteNodes(nodes []*Node, draining ...*Node) error {
+	var b strings.Builder
+	b.WriteString("nodes:\n")
+	for _, n := range nodes {
+		fmt.Fprintf(&b, "- node: %s\n  zone: %s\n  draining: %t\n", n.Addr, n.Zone, slices.Contains(draining, n))
+	}
+	return replaceFile(c.NodeList, b.String())
+}
+
+// replaceFile renames a file into place, so that nobody reads half of it.
+func replaceFile(path, text string) error {
+	if err := os.WriteFile(path+".new", []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // WriteSpec writes the FlareCluster file; extra holds further lines of its
@@ -153,12 +200,7 @@ func (c *Cluster) start() error {
 func (c *Cluster) WriteSpec(extra string) error {
 	text := fmt.Sprintf("apiVersion: flarekv.io/v1\nkind: FlareCluster\nmetadata:\n  name: local\nspec:\n  partitions: %d\n  replicas: %d\n  replication:\n    mode: %s\n%s",
 		c.opts.Partitions, c.opts.Replicas, c.opts.ReplicationMode, extra)
-	// Renamed into place, so that the controller never reads half a file.
-	tmp := c.Manifest + ".new"
-	if err := os.WriteFile(tmp, []byte(text), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(tmp, c.Manifest)
+	return replaceFile(c.Manifest, text)
 }
 
 // Topology asks the controller.

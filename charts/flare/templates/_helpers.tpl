@@ -98,10 +98,7 @@ app.kubernetes.io/name={{ include "flare.name" .root }},app.kubernetes.io/instan
 {{- $from := int $live.spec.partitions -}}
 {{- $to := int .Values.partitions -}}
 {{- if lt $to $from -}}
-{{- fail (printf "partitions_decrease_refused: partitions cannot go from %d to %d: the keys of the removed partitions would be lost. Install a second release with %d partitions, copy the data by cluster replication, then move the clients." $from $to $to) -}}
-{{- end -}}
-{{- if gt $to $from -}}
-{{- fail (printf "partitions_increase_refused: partitions cannot go from %d to %d in this version. Install a second release with %d partitions, copy the data by cluster replication, then move the clients." $from $to $to) -}}
+{{- fail (printf "partition_reduction: partitions cannot go from %d to %d: the keys of the removed partitions would be lost. Install a second release with %d partitions, copy the data by cluster replication, then move the clients." $from $to $to) -}}
 {{- end -}}
 {{- $mapping := mergeOverwrite (dict "hash" "simple" "type" "modular" "hint" 1 "virtual" 4096) (default dict $live.spec.keyMapping) -}}
 {{- range $field, $want := .Values.keyMapping -}}

@@ -68,14 +68,18 @@ const (
 	// ReasonMasterDataLost: the master of a partition came back without its data,
 	// and no replica in sync is there to take over.
 	ReasonMasterDataLost = "master_data_lost"
-	// ReasonScaleInHandover: a node that shall go still has a duty.
-	ReasonScaleInHandover = "scale_in_needs_handover"
+	// ReasonScaleInWaits: a node that shall go has a duty that no other node can take
+	// over yet.
+	ReasonScaleInWaits = "scale_in_waits_for_replica"
+
+	// ReasonPartitionFilling: a new partition's master collects its keys.
+	ReasonPartitionFilling = "partition_filling"
+	// ReasonPartitionSwitching: it has them; writes of these keys wait for a moment.
+	ReasonPartitionSwitching = "partition_switching"
 
 	// ReasonPartitionReduction: fewer partitions were asked for; see the rule of
 	// the resource for the safe way.
 	ReasonPartitionReduction = "partition_reduction"
-	// ReasonPartitionGrowth: more partitions were asked for than there are.
-	ReasonPartitionGrowth = "partition_growth_unsupported"
 	// ReasonMetaChange: another mapping of keys to partitions was asked for.
 	ReasonMetaChange = "meta_change_unsupported"
 	// ReasonSpecInvalid: the spec cannot be acted on; the former one stays in force.

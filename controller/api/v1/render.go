@@ -28,6 +28,8 @@ const (
 	DefaultWALMaxBatchBytes       = 1 << 20
 	DefaultWALSyncBwlimit         = 0
 	DefaultWALSyncInterval        = 500
+	DefaultOrphanPurgeEnabled     = true
+	DefaultOrphanPurgeDelay       = 3600
 )
 
 // renderHeader is the first line of what RenderConfig returns.
@@ -67,6 +69,8 @@ func (s *FlareClusterSpec) Default() {
 	orElse(&r.WALMaxBatchBytes, DefaultWALMaxBatchBytes)
 	orElse(&r.WALSyncBwlimit, DefaultWALSyncBwlimit)
 	orElse(&r.WALSyncInterval, DefaultWALSyncInterval)
+	orElse(&s.ScaleOut.OrphanPurge.Enabled, DefaultOrphanPurgeEnabled)
+	orElse(&s.ScaleOut.OrphanPurge.DelaySeconds, DefaultOrphanPurgeDelay)
 }
 
 func orElse[T any](p **T, v T) {

@@ -45,15 +45,16 @@ type FlareClusterList struct {
 
 // FlareClusterSpec is what is asked for.
 //
-// +kubebuilder:validation:XValidation:rule="self.partitions >= oldSelf.partitions",message="partitions cannot be decreased: the keys of the removed partitions would be lost; create a second cluster with fewer partitions and move the data by cluster replication",reason=FieldValueForbidden,fieldPath=".partitions"
-// +kubebuilder:validation:XValidation:rule="self.partitions <= oldSelf.partitions",message="partitions cannot be increased by this version; create a second cluster with more partitions and move the data by cluster replication",reason=FieldValueForbidden,fieldPath=".partitions"
+// +kubebuilder:validation:XValidation:rule="self.partitions >= oldSelf.partitions",message="partition_reduction: partitions cannot be decreased: the keys of the removed partitions would be lost; create a second cluster with fewer partitions and move the data by cluster replication",reason=FieldValueForbidden,fieldPath=".partitions"
 // +kubebuilder:validation:XValidation:rule="self.partitionSize == oldSelf.partitionSize",message="partitionSize is immutable: it decides which partition a key belongs to",reason=FieldValueForbidden,fieldPath=".partitionSize"
 // +kubebuilder:validation:XValidation:rule="self.partitionSize > self.partitions",message="partitionSize must be greater than partitions",reason=FieldValueInvalid,fieldPath=".partitionSize"
 // +kubebuilder:validation:XValidation:rule="self.keyMapping == oldSelf.keyMapping",message="keyMapping is immutable: it decides which partition a key belongs to",reason=FieldValueForbidden,fieldPath=".keyMapping"
 // +kubebuilder:validation:XValidation:rule="!self.clusterReplication.enabled || self.clusterReplication.target != ”",message="clusterReplication.target is missing: want host:port of a node of the other cluster",reason=FieldValueInvalid,fieldPath=".clusterReplication.target"
 // +kubebuilder:validation:XValidation:rule="!has(self.replication.minInSync) || self.replication.minInSync <= self.replicas",message="replication.minInSync must not be greater than replicas: no write would ever be taken",reason=FieldValueInvalid,fieldPath=".replication.minInSync"
 type FlareClusterSpec struct {
-	// Number of partitions that the key space is split into. Each has one master.
+	// Number of partitions that the key space is split into. Each has one master. It
+	// can be increased: partitions are added one at a time, while the others serve.
+	// It cannot be decreased.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1023
 	Partitions int32 `json:"partitions"`
@@ -105,6 +106,35 @@ type FlareClusterSpec struct {
 	// +kubebuilder:default={}
 	// +optional
 	ClusterReplication ClusterReplicationSpec `json:"clusterReplication,omitempty"`
+
+	// What follows when partitions are added.
+	// +kubebuilder:default={}
+	// +optional
+	ScaleOut ScaleOutSpec `json:"scaleOut,omitempty"`
+}
+
+// ScaleOutSpec tells what follows when partitions are added.
+type ScaleOutSpec struct {
+	// Removal of the keys that went to a new partition from the nodes that had them.
+	// +kubebuilder:default={}
+	// +optional
+	OrphanPurge OrphanPurgeSpec `json:"orphanPurge,omitempty"`
+}
+
+// OrphanPurgeSpec tells whether and when keys are removed that belong to another
+// partition by now.
+type OrphanPurgeSpec struct {
+	// false: they stay, and take space, until somebody orders orphan_purge by hand.
+	// +kubebuilder:default=true
+	// +optional
+	Enabled *bool `json:"enabled,omitempty"`
+
+	// Seconds from when the last new partition is in force.
+	// +kubebuilder:default=3600
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=31536000
+	// +optional
+	DelaySeconds *int64 `json:"delaySeconds,omitempty"`
 }
 
 // KeyMappingSpec tells how keys are mapped to partitions.
@@ -500,14 +530,15 @@ type PartitionStatus struct {
 	Preparing []string `json:"preparing,omitempty"`
 
 	// Healthy: a master and every replica in sync. Degraded: a master, fewer
-	// replicas in sync. Down: no master. Forming: no master yet.
+	// replicas in sync. Down: no master. Forming: no master yet. Preparing: it is being
+	// added, and its keys are still where they were.
 	// +optional
 	State PartitionState `json:"state,omitempty"`
 }
 
 // PartitionState is the condition of a partition.
 //
-// +kubebuilder:validation:Enum=Healthy;Degraded;Down;Forming
+// +kubebuilder:validation:Enum=Healthy;Degraded;Down;Forming;Preparing
 type PartitionState string
 
 // The partition states.
@@ -516,4 +547,6 @@ const (
 	PartitionDegraded PartitionState = "Degraded"
 	PartitionDown     PartitionState = "Down"
 	PartitionForming  PartitionState = "Forming"
+	// PartitionPreparing: its future master collects the keys.
+	PartitionPreparing PartitionState = "Preparing"
 )

@@ -53,6 +53,7 @@ var errUsage = errors.New("usage")
 // options is the command line.
 type options struct {
 	standalone, stateDir       string
+	nodes                      string
 	index, grpc, http, metrics string
 	logLevel, logFormat        string
 	showVersion                bool
@@ -65,6 +66,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.SetOutput(stderr)
 	fs.StringVar(&o.standalone, "standalone", "", "run without Kubernetes for the cluster described in this `file`, a FlareCluster manifest")
 	fs.StringVar(&o.stateDir, "state-dir", "flare-state", "`directory` of the state (with --standalone)")
+	fs.StringVar(&o.nodes, "nodes", "", "`file` that lists the nodes there are (with --standalone); without it their number alone counts")
 	fs.StringVar(&o.index, "index", ":12120", "`address` of the index protocol")
 	fs.StringVar(&o.grpc, "grpc", ":13120", "`address` of gRPC: agents' links and the admin API")
 	fs.StringVar(&o.http, "http", ":8080", "`address` of /healthz and /readyz")
@@ -146,7 +148,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	// The state directory is taken before anything listens: a second controller
 	// shall say that it is one, and not that a port is in use.
-	backend, err := standalone.Open(standalone.Config{Manifest: o.standalone, StateDir: o.stateDir, Logger: log})
+	backend, err := standalone.Open(standalone.Config{Manifest: o.standalone, Nodes: o.nodes, StateDir: o.stateDir, Logger: log})
 	if err != nil {
 		return err
 	}

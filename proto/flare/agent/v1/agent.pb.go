@@ -213,8 +213,12 @@ type AgentStatus struct {
 	// When the agent started. Of two agents that speak for one node, as the one of
 	// a deleted pod and its successor's may for a while, the later counts.
 	AgentStartedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=agent_started_at,json=agentStartedAt,proto3" json:"agent_started_at,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What became of the controller's last order to hand over; absent for none.
+	HandoverOrder *OrderReport `protobuf:"bytes,30,opt,name=handover_order,json=handoverOrder,proto3" json:"handover_order,omitempty"`
+	// What became of its last order to remove keys of other partitions; absent for none.
+	PurgeOrder    *OrderReport `protobuf:"bytes,31,opt,name=purge_order,json=purgeOrder,proto3" json:"purge_order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AgentStatus) Reset() {
@@ -313,6 +317,20 @@ func (x *AgentStatus) GetControllerConnected() bool {
 func (x *AgentStatus) GetAgentStartedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.AgentStartedAt
+	}
+	return nil
+}
+
+func (x *AgentStatus) GetHandoverOrder() *OrderReport {
+	if x != nil {
+		return x.HandoverOrder
+	}
+	return nil
+}
+
+func (x *AgentStatus) GetPurgeOrder() *OrderReport {
+	if x != nil {
+		return x.PurgeOrder
 	}
 	return nil
 }
@@ -1556,13 +1574,13 @@ var File_flare_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x1aflare/agent/v1/agent.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
+	"\x1aflare/agent/v1/agent.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/order.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
 	"\x10GetStatusRequest\"H\n" +
 	"\x11GetStatusResponse\x123\n" +
 	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"\x14\n" +
 	"\x12WatchStatusRequest\"J\n" +
 	"\x13WatchStatusResponse\x123\n" +
-	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"\xc7\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"\xc9\x04\n" +
 	"\vAgentStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
 	"\fflared_alive\x18\x02 \x01(\bR\vflaredAlive\x122\n" +
@@ -1574,7 +1592,10 @@ const file_flare_agent_v1_agent_proto_rawDesc = "" +
 	"\x04zone\x18\b \x01(\tR\x04zone\x121\n" +
 	"\x14controller_connected\x18\t \x01(\bR\x13controllerConnected\x12D\n" +
 	"\x10agent_started_at\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x0eagentStartedAt\"\x8e\x02\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x0eagentStartedAt\x12B\n" +
+	"\x0ehandover_order\x18\x1e \x01(\v2\x1b.flare.agent.v1.OrderReportR\rhandoverOrder\x12<\n" +
+	"\vpurge_order\x18\x1f \x01(\v2\x1b.flare.agent.v1.OrderReportR\n" +
+	"purgeOrder\"\x8e\x02\n" +
 	"\fConfigStatus\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
@@ -1716,16 +1737,17 @@ var file_flare_agent_v1_agent_proto_goTypes = []any{
 	(*NodeStatus)(nil),               // 25: flare.agent.v1.NodeStatus
 	(*durationpb.Duration)(nil),      // 26: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
-	(*OptionStatus)(nil),             // 28: flare.agent.v1.OptionStatus
-	(OptionSource)(0),                // 29: flare.agent.v1.OptionSource
-	(OptionState)(0),                 // 30: flare.agent.v1.OptionState
-	(*OptionVerdict)(nil),            // 31: flare.agent.v1.OptionVerdict
-	(*OrphanProgress)(nil),           // 32: flare.agent.v1.OrphanProgress
-	(Tier)(0),                        // 33: flare.agent.v1.Tier
-	(*ResyncProgress)(nil),           // 34: flare.agent.v1.ResyncProgress
-	(*BackupProgress)(nil),           // 35: flare.agent.v1.BackupProgress
-	(*Backup)(nil),                   // 36: flare.agent.v1.Backup
-	(*Handover)(nil),                 // 37: flare.agent.v1.Handover
+	(*OrderReport)(nil),              // 28: flare.agent.v1.OrderReport
+	(*OptionStatus)(nil),             // 29: flare.agent.v1.OptionStatus
+	(OptionSource)(0),                // 30: flare.agent.v1.OptionSource
+	(OptionState)(0),                 // 31: flare.agent.v1.OptionState
+	(*OptionVerdict)(nil),            // 32: flare.agent.v1.OptionVerdict
+	(*OrphanProgress)(nil),           // 33: flare.agent.v1.OrphanProgress
+	(Tier)(0),                        // 34: flare.agent.v1.Tier
+	(*ResyncProgress)(nil),           // 35: flare.agent.v1.ResyncProgress
+	(*BackupProgress)(nil),           // 36: flare.agent.v1.BackupProgress
+	(*Backup)(nil),                   // 37: flare.agent.v1.Backup
+	(*Handover)(nil),                 // 38: flare.agent.v1.Handover
 }
 var file_flare_agent_v1_agent_proto_depIdxs = []int32{
 	4,  // 0: flare.agent.v1.GetStatusResponse.status:type_name -> flare.agent.v1.AgentStatus
@@ -1734,48 +1756,50 @@ var file_flare_agent_v1_agent_proto_depIdxs = []int32{
 	5,  // 3: flare.agent.v1.AgentStatus.config:type_name -> flare.agent.v1.ConfigStatus
 	26, // 4: flare.agent.v1.AgentStatus.agent_uptime:type_name -> google.protobuf.Duration
 	27, // 5: flare.agent.v1.AgentStatus.agent_started_at:type_name -> google.protobuf.Timestamp
-	27, // 6: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
-	28, // 7: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
-	27, // 8: flare.agent.v1.GetConfigResponse.changed_at:type_name -> google.protobuf.Timestamp
-	8,  // 9: flare.agent.v1.GetConfigResponse.options:type_name -> flare.agent.v1.ConfigOption
-	29, // 10: flare.agent.v1.ConfigOption.source:type_name -> flare.agent.v1.OptionSource
-	30, // 11: flare.agent.v1.ConfigOption.state:type_name -> flare.agent.v1.OptionState
-	31, // 12: flare.agent.v1.ValidateConfigResponse.options:type_name -> flare.agent.v1.OptionVerdict
-	32, // 13: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	32, // 14: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
-	33, // 15: flare.agent.v1.ResyncRequest.tier:type_name -> flare.agent.v1.Tier
-	34, // 16: flare.agent.v1.ResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
-	35, // 17: flare.agent.v1.CreateCheckpointResponse.progress:type_name -> flare.agent.v1.BackupProgress
-	36, // 18: flare.agent.v1.ListCheckpointsResponse.backups:type_name -> flare.agent.v1.Backup
-	26, // 19: flare.agent.v1.HandoverRequest.deadline:type_name -> google.protobuf.Duration
-	37, // 20: flare.agent.v1.HandoverResponse.handover:type_name -> flare.agent.v1.Handover
-	0,  // 21: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
-	2,  // 22: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
-	6,  // 23: flare.agent.v1.AgentService.GetConfig:input_type -> flare.agent.v1.GetConfigRequest
-	9,  // 24: flare.agent.v1.AgentService.ValidateConfig:input_type -> flare.agent.v1.ValidateConfigRequest
-	11, // 25: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
-	13, // 26: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
-	15, // 27: flare.agent.v1.AgentService.Resync:input_type -> flare.agent.v1.ResyncRequest
-	17, // 28: flare.agent.v1.AgentService.CreateCheckpoint:input_type -> flare.agent.v1.CreateCheckpointRequest
-	19, // 29: flare.agent.v1.AgentService.ListCheckpoints:input_type -> flare.agent.v1.ListCheckpointsRequest
-	21, // 30: flare.agent.v1.AgentService.DeleteCheckpoint:input_type -> flare.agent.v1.DeleteCheckpointRequest
-	23, // 31: flare.agent.v1.AgentService.Handover:input_type -> flare.agent.v1.HandoverRequest
-	1,  // 32: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
-	3,  // 33: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
-	7,  // 34: flare.agent.v1.AgentService.GetConfig:output_type -> flare.agent.v1.GetConfigResponse
-	10, // 35: flare.agent.v1.AgentService.ValidateConfig:output_type -> flare.agent.v1.ValidateConfigResponse
-	12, // 36: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
-	14, // 37: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
-	16, // 38: flare.agent.v1.AgentService.Resync:output_type -> flare.agent.v1.ResyncResponse
-	18, // 39: flare.agent.v1.AgentService.CreateCheckpoint:output_type -> flare.agent.v1.CreateCheckpointResponse
-	20, // 40: flare.agent.v1.AgentService.ListCheckpoints:output_type -> flare.agent.v1.ListCheckpointsResponse
-	22, // 41: flare.agent.v1.AgentService.DeleteCheckpoint:output_type -> flare.agent.v1.DeleteCheckpointResponse
-	24, // 42: flare.agent.v1.AgentService.Handover:output_type -> flare.agent.v1.HandoverResponse
-	32, // [32:43] is the sub-list for method output_type
-	21, // [21:32] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	28, // 6: flare.agent.v1.AgentStatus.handover_order:type_name -> flare.agent.v1.OrderReport
+	28, // 7: flare.agent.v1.AgentStatus.purge_order:type_name -> flare.agent.v1.OrderReport
+	27, // 8: flare.agent.v1.ConfigStatus.changed_at:type_name -> google.protobuf.Timestamp
+	29, // 9: flare.agent.v1.ConfigStatus.options:type_name -> flare.agent.v1.OptionStatus
+	27, // 10: flare.agent.v1.GetConfigResponse.changed_at:type_name -> google.protobuf.Timestamp
+	8,  // 11: flare.agent.v1.GetConfigResponse.options:type_name -> flare.agent.v1.ConfigOption
+	30, // 12: flare.agent.v1.ConfigOption.source:type_name -> flare.agent.v1.OptionSource
+	31, // 13: flare.agent.v1.ConfigOption.state:type_name -> flare.agent.v1.OptionState
+	32, // 14: flare.agent.v1.ValidateConfigResponse.options:type_name -> flare.agent.v1.OptionVerdict
+	33, // 15: flare.agent.v1.OrphanScanResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	33, // 16: flare.agent.v1.OrphanPurgeResponse.progress:type_name -> flare.agent.v1.OrphanProgress
+	34, // 17: flare.agent.v1.ResyncRequest.tier:type_name -> flare.agent.v1.Tier
+	35, // 18: flare.agent.v1.ResyncResponse.progress:type_name -> flare.agent.v1.ResyncProgress
+	36, // 19: flare.agent.v1.CreateCheckpointResponse.progress:type_name -> flare.agent.v1.BackupProgress
+	37, // 20: flare.agent.v1.ListCheckpointsResponse.backups:type_name -> flare.agent.v1.Backup
+	26, // 21: flare.agent.v1.HandoverRequest.deadline:type_name -> google.protobuf.Duration
+	38, // 22: flare.agent.v1.HandoverResponse.handover:type_name -> flare.agent.v1.Handover
+	0,  // 23: flare.agent.v1.AgentService.GetStatus:input_type -> flare.agent.v1.GetStatusRequest
+	2,  // 24: flare.agent.v1.AgentService.WatchStatus:input_type -> flare.agent.v1.WatchStatusRequest
+	6,  // 25: flare.agent.v1.AgentService.GetConfig:input_type -> flare.agent.v1.GetConfigRequest
+	9,  // 26: flare.agent.v1.AgentService.ValidateConfig:input_type -> flare.agent.v1.ValidateConfigRequest
+	11, // 27: flare.agent.v1.AgentService.OrphanScan:input_type -> flare.agent.v1.OrphanScanRequest
+	13, // 28: flare.agent.v1.AgentService.OrphanPurge:input_type -> flare.agent.v1.OrphanPurgeRequest
+	15, // 29: flare.agent.v1.AgentService.Resync:input_type -> flare.agent.v1.ResyncRequest
+	17, // 30: flare.agent.v1.AgentService.CreateCheckpoint:input_type -> flare.agent.v1.CreateCheckpointRequest
+	19, // 31: flare.agent.v1.AgentService.ListCheckpoints:input_type -> flare.agent.v1.ListCheckpointsRequest
+	21, // 32: flare.agent.v1.AgentService.DeleteCheckpoint:input_type -> flare.agent.v1.DeleteCheckpointRequest
+	23, // 33: flare.agent.v1.AgentService.Handover:input_type -> flare.agent.v1.HandoverRequest
+	1,  // 34: flare.agent.v1.AgentService.GetStatus:output_type -> flare.agent.v1.GetStatusResponse
+	3,  // 35: flare.agent.v1.AgentService.WatchStatus:output_type -> flare.agent.v1.WatchStatusResponse
+	7,  // 36: flare.agent.v1.AgentService.GetConfig:output_type -> flare.agent.v1.GetConfigResponse
+	10, // 37: flare.agent.v1.AgentService.ValidateConfig:output_type -> flare.agent.v1.ValidateConfigResponse
+	12, // 38: flare.agent.v1.AgentService.OrphanScan:output_type -> flare.agent.v1.OrphanScanResponse
+	14, // 39: flare.agent.v1.AgentService.OrphanPurge:output_type -> flare.agent.v1.OrphanPurgeResponse
+	16, // 40: flare.agent.v1.AgentService.Resync:output_type -> flare.agent.v1.ResyncResponse
+	18, // 41: flare.agent.v1.AgentService.CreateCheckpoint:output_type -> flare.agent.v1.CreateCheckpointResponse
+	20, // 42: flare.agent.v1.AgentService.ListCheckpoints:output_type -> flare.agent.v1.ListCheckpointsResponse
+	22, // 43: flare.agent.v1.AgentService.DeleteCheckpoint:output_type -> flare.agent.v1.DeleteCheckpointResponse
+	24, // 44: flare.agent.v1.AgentService.Handover:output_type -> flare.agent.v1.HandoverResponse
+	34, // [34:45] is the sub-list for method output_type
+	23, // [23:34] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_agent_proto_init() }
@@ -1783,6 +1807,7 @@ func file_flare_agent_v1_agent_proto_init() {
 	if File_flare_agent_v1_agent_proto != nil {
 		return
 	}
+	file_flare_agent_v1_order_proto_init()
 	file_flare_agent_v1_types_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

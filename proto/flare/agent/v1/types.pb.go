@@ -1268,7 +1268,9 @@ type NodeStatus struct {
 	// node that says 0 has given up every lease that answers an earlier token.
 	LeaseEpoch uint64 `protobuf:"varint,31,opt,name=lease_epoch,json=leaseEpoch,proto3" json:"lease_epoch,omitempty"`
 	// The lease this node has.
-	Lease         *WriteLease `protobuf:"bytes,32,opt,name=lease,proto3" json:"lease,omitempty"`
+	Lease *WriteLease `protobuf:"bytes,32,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Its part in the adding of a partition; absent when it has none.
+	Growth        *GrowthStatus `protobuf:"bytes,33,opt,name=growth,proto3" json:"growth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1509,6 +1511,13 @@ func (x *NodeStatus) GetLeaseEpoch() uint64 {
 func (x *NodeStatus) GetLease() *WriteLease {
 	if x != nil {
 		return x.Lease
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetGrowth() *GrowthStatus {
+	if x != nil {
+		return x.Growth
 	}
 	return nil
 }
@@ -2762,7 +2771,7 @@ var File_flare_agent_v1_types_proto protoreflect.FileDescriptor
 
 const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\n" +
-	"\x1aflare/agent/v1/types.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n" +
+	"\x1aflare/agent/v1/types.proto\x12\x0eflare.agent.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/order.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n" +
 	"\x03Lsn\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\"\xef\x02\n" +
@@ -2835,8 +2844,7 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"\x0fgiven_up_reason\x18\b \x01(\tR\rgivenUpReason\"=\n" +
 	"\rStreamRefusal\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xdc\n" +
-	"\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x92\v\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -2873,7 +2881,8 @@ const file_flare_agent_v1_types_proto_rawDesc = "" +
 	"leaseToken\x12\x1f\n" +
 	"\vlease_epoch\x18\x1f \x01(\x04R\n" +
 	"leaseEpoch\x120\n" +
-	"\x05lease\x18  \x01(\v2\x1a.flare.agent.v1.WriteLeaseR\x05leaseB\f\n" +
+	"\x05lease\x18  \x01(\v2\x1a.flare.agent.v1.WriteLeaseR\x05lease\x124\n" +
+	"\x06growth\x18! \x01(\v2\x1c.flare.agent.v1.GrowthStatusR\x06growthB\f\n" +
 	"\n" +
 	"_partitionB\x11\n" +
 	"\x0f_data_partition\"\xba\x02\n" +
@@ -3081,6 +3090,7 @@ var file_flare_agent_v1_types_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 	(*WriteLease)(nil),            // 29: flare.agent.v1.WriteLease
+	(*GrowthStatus)(nil),          // 30: flare.agent.v1.GrowthStatus
 }
 var file_flare_agent_v1_types_proto_depIdxs = []int32{
 	7,  // 0: flare.agent.v1.ReplicaStatus.acked:type_name -> flare.agent.v1.Lsn
@@ -3108,31 +3118,32 @@ var file_flare_agent_v1_types_proto_depIdxs = []int32{
 	13, // 22: flare.agent.v1.NodeStatus.stream_refusals:type_name -> flare.agent.v1.StreamRefusal
 	15, // 23: flare.agent.v1.NodeStatus.last_handover:type_name -> flare.agent.v1.Handover
 	29, // 24: flare.agent.v1.NodeStatus.lease:type_name -> flare.agent.v1.WriteLease
-	7,  // 25: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
-	28, // 26: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
-	27, // 27: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
-	16, // 28: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
-	27, // 29: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
-	7,  // 30: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
-	27, // 31: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
-	18, // 32: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
-	27, // 33: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
-	22, // 34: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
-	28, // 35: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
-	7,  // 36: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
-	28, // 37: flare.agent.v1.BackupStatus.newest_at:type_name -> google.protobuf.Timestamp
-	9,  // 38: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
-	7,  // 39: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
-	7,  // 40: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
-	2,  // 41: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
-	4,  // 42: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
-	5,  // 43: flare.agent.v1.OptionStatus.source:type_name -> flare.agent.v1.OptionSource
-	6,  // 44: flare.agent.v1.OptionVerdict.outcome:type_name -> flare.agent.v1.OptionOutcome
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	30, // 25: flare.agent.v1.NodeStatus.growth:type_name -> flare.agent.v1.GrowthStatus
+	7,  // 26: flare.agent.v1.Handover.lsn:type_name -> flare.agent.v1.Lsn
+	28, // 27: flare.agent.v1.Handover.at:type_name -> google.protobuf.Timestamp
+	27, // 28: flare.agent.v1.Handover.paused:type_name -> google.protobuf.Duration
+	16, // 29: flare.agent.v1.Handover.phases:type_name -> flare.agent.v1.HandoverPhase
+	27, // 30: flare.agent.v1.HandoverPhase.took:type_name -> google.protobuf.Duration
+	7,  // 31: flare.agent.v1.ClusterReplication.acked:type_name -> flare.agent.v1.Lsn
+	27, // 32: flare.agent.v1.ClusterReplication.lag:type_name -> google.protobuf.Duration
+	18, // 33: flare.agent.v1.ClusterReplication.dump:type_name -> flare.agent.v1.ClusterDump
+	27, // 34: flare.agent.v1.BackupProgress.eta:type_name -> google.protobuf.Duration
+	22, // 35: flare.agent.v1.BackupProgress.backup:type_name -> flare.agent.v1.Backup
+	28, // 36: flare.agent.v1.Backup.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 37: flare.agent.v1.Backup.lsn:type_name -> flare.agent.v1.Lsn
+	28, // 38: flare.agent.v1.BackupStatus.newest_at:type_name -> google.protobuf.Timestamp
+	9,  // 39: flare.agent.v1.ResyncProgress.catch_up:type_name -> flare.agent.v1.CatchUpProgress
+	7,  // 40: flare.agent.v1.ResyncProgress.lsn:type_name -> flare.agent.v1.Lsn
+	7,  // 41: flare.agent.v1.ResyncProgress.master_lsn:type_name -> flare.agent.v1.Lsn
+	2,  // 42: flare.agent.v1.ResyncProgress.tier:type_name -> flare.agent.v1.Tier
+	4,  // 43: flare.agent.v1.OptionStatus.state:type_name -> flare.agent.v1.OptionState
+	5,  // 44: flare.agent.v1.OptionStatus.source:type_name -> flare.agent.v1.OptionSource
+	6,  // 45: flare.agent.v1.OptionVerdict.outcome:type_name -> flare.agent.v1.OptionOutcome
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_flare_agent_v1_types_proto_init() }
@@ -3141,6 +3152,7 @@ func file_flare_agent_v1_types_proto_init() {
 		return
 	}
 	file_flare_agent_v1_lease_proto_init()
+	file_flare_agent_v1_order_proto_init()
 	file_flare_agent_v1_types_proto_msgTypes[7].OneofWrappers = []any{}
 	file_flare_agent_v1_types_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}

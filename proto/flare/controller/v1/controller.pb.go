@@ -75,7 +75,9 @@ type AttachResponse struct {
 	// Version of the controller's node map when it sent this.
 	MapVersion uint64 `protobuf:"varint,1,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
 	// For flared, to be handed over at once; absent when nothing is granted.
-	Lease         *v1.LeaseGrant `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	Lease *v1.LeaseGrant `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	// For this node to do; absent for nothing.
+	Order         *v1.Order `protobuf:"bytes,30,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,6 +122,13 @@ func (x *AttachResponse) GetMapVersion() uint64 {
 func (x *AttachResponse) GetLease() *v1.LeaseGrant {
 	if x != nil {
 		return x.Lease
+	}
+	return nil
+}
+
+func (x *AttachResponse) GetOrder() *v1.Order {
+	if x != nil {
+		return x.Order
 	}
 	return nil
 }
@@ -306,7 +315,9 @@ type Topology struct {
 	// The conditions, as in the status of the FlareCluster.
 	Conditions []*Condition `protobuf:"bytes,10,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// The replication to another cluster; absent when none was ever asked for.
-	Replication   *ClusterReplicationTopology `protobuf:"bytes,20,opt,name=replication,proto3" json:"replication,omitempty"`
+	Replication *ClusterReplicationTopology `protobuf:"bytes,20,opt,name=replication,proto3" json:"replication,omitempty"`
+	// The partition that is being added; absent when none is.
+	Growth        *Growth `protobuf:"bytes,30,opt,name=growth,proto3" json:"growth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -386,6 +397,13 @@ func (x *Topology) GetConditions() []*Condition {
 func (x *Topology) GetReplication() *ClusterReplicationTopology {
 	if x != nil {
 		return x.Replication
+	}
+	return nil
+}
+
+func (x *Topology) GetGrowth() *Growth {
+	if x != nil {
+		return x.Growth
 	}
 	return nil
 }
@@ -594,19 +612,20 @@ var File_flare_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a\"flare/controller/v1/override.proto\x1a\x1eflare/controller/v1/plan.proto\x1a#flare/controller/v1/bluegreen.proto\"D\n" +
+	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a\"flare/controller/v1/override.proto\x1a\x1eflare/controller/v1/plan.proto\x1a#flare/controller/v1/bluegreen.proto\x1a\x1aflare/agent/v1/order.proto\x1a flare/controller/v1/growth.proto\"D\n" +
 	"\rAttachRequest\x123\n" +
-	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"c\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"\x90\x01\n" +
 	"\x0eAttachResponse\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x120\n" +
-	"\x05lease\x18\x02 \x01(\v2\x1a.flare.agent.v1.LeaseGrantR\x05lease\"\x14\n" +
+	"\x05lease\x18\x02 \x01(\v2\x1a.flare.agent.v1.LeaseGrantR\x05lease\x12+\n" +
+	"\x05order\x18\x1e \x01(\v2\x15.flare.agent.v1.OrderR\x05order\"\x14\n" +
 	"\x12GetTopologyRequest\"P\n" +
 	"\x13GetTopologyResponse\x129\n" +
 	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\x16\n" +
 	"\x14WatchTopologyRequest\"R\n" +
 	"\x15WatchTopologyResponse\x129\n" +
-	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\x95\x03\n" +
+	"\btopology\x18\x01 \x01(\v2\x1d.flare.controller.v1.TopologyR\btopology\"\xca\x03\n" +
 	"\bTopology\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x12+\n" +
@@ -620,7 +639,8 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"conditions\x18\n" +
 	" \x03(\v2\x1e.flare.controller.v1.ConditionR\n" +
 	"conditions\x12Q\n" +
-	"\vreplication\x18\x14 \x01(\v2/.flare.controller.v1.ClusterReplicationTopologyR\vreplication\"\xcb\x01\n" +
+	"\vreplication\x18\x14 \x01(\v2/.flare.controller.v1.ClusterReplicationTopologyR\vreplication\x123\n" +
+	"\x06growth\x18\x1e \x01(\v2\x1b.flare.controller.v1.GrowthR\x06growth\"\xcb\x01\n" +
 	"\x11PartitionTopology\x12!\n" +
 	"\tpartition\x18\x01 \x01(\rH\x00R\tpartition\x88\x01\x01\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -686,79 +706,83 @@ var file_flare_controller_v1_controller_proto_goTypes = []any{
 	(*NodeTopology)(nil),                    // 8: flare.controller.v1.NodeTopology
 	(*v1.AgentStatus)(nil),                  // 9: flare.agent.v1.AgentStatus
 	(*v1.LeaseGrant)(nil),                   // 10: flare.agent.v1.LeaseGrant
-	(*Condition)(nil),                       // 11: flare.controller.v1.Condition
-	(*ClusterReplicationTopology)(nil),      // 12: flare.controller.v1.ClusterReplicationTopology
-	(v1.Role)(0),                            // 13: flare.agent.v1.Role
-	(v1.State)(0),                           // 14: flare.agent.v1.State
-	(*v1.Lsn)(nil),                          // 15: flare.agent.v1.Lsn
-	(*PlanRequest)(nil),                     // 16: flare.controller.v1.PlanRequest
-	(*SetNodeStateRequest)(nil),             // 17: flare.controller.v1.SetNodeStateRequest
-	(*SetBalanceRequest)(nil),               // 18: flare.controller.v1.SetBalanceRequest
-	(*ForceMasterRequest)(nil),              // 19: flare.controller.v1.ForceMasterRequest
-	(*PauseRequest)(nil),                    // 20: flare.controller.v1.PauseRequest
-	(*ResumeRequest)(nil),                   // 21: flare.controller.v1.ResumeRequest
-	(*OverrideBreakerRequest)(nil),          // 22: flare.controller.v1.OverrideBreakerRequest
-	(*StartClusterReplicationRequest)(nil),  // 23: flare.controller.v1.StartClusterReplicationRequest
-	(*CompareClustersRequest)(nil),          // 24: flare.controller.v1.CompareClustersRequest
-	(*CutOverRequest)(nil),                  // 25: flare.controller.v1.CutOverRequest
-	(*RollBackRequest)(nil),                 // 26: flare.controller.v1.RollBackRequest
-	(*PlanResponse)(nil),                    // 27: flare.controller.v1.PlanResponse
-	(*SetNodeStateResponse)(nil),            // 28: flare.controller.v1.SetNodeStateResponse
-	(*SetBalanceResponse)(nil),              // 29: flare.controller.v1.SetBalanceResponse
-	(*ForceMasterResponse)(nil),             // 30: flare.controller.v1.ForceMasterResponse
-	(*PauseResponse)(nil),                   // 31: flare.controller.v1.PauseResponse
-	(*ResumeResponse)(nil),                  // 32: flare.controller.v1.ResumeResponse
-	(*OverrideBreakerResponse)(nil),         // 33: flare.controller.v1.OverrideBreakerResponse
-	(*StartClusterReplicationResponse)(nil), // 34: flare.controller.v1.StartClusterReplicationResponse
-	(*CompareClustersResponse)(nil),         // 35: flare.controller.v1.CompareClustersResponse
-	(*CutOverResponse)(nil),                 // 36: flare.controller.v1.CutOverResponse
-	(*RollBackResponse)(nil),                // 37: flare.controller.v1.RollBackResponse
+	(*v1.Order)(nil),                        // 11: flare.agent.v1.Order
+	(*Condition)(nil),                       // 12: flare.controller.v1.Condition
+	(*ClusterReplicationTopology)(nil),      // 13: flare.controller.v1.ClusterReplicationTopology
+	(*Growth)(nil),                          // 14: flare.controller.v1.Growth
+	(v1.Role)(0),                            // 15: flare.agent.v1.Role
+	(v1.State)(0),                           // 16: flare.agent.v1.State
+	(*v1.Lsn)(nil),                          // 17: flare.agent.v1.Lsn
+	(*PlanRequest)(nil),                     // 18: flare.controller.v1.PlanRequest
+	(*SetNodeStateRequest)(nil),             // 19: flare.controller.v1.SetNodeStateRequest
+	(*SetBalanceRequest)(nil),               // 20: flare.controller.v1.SetBalanceRequest
+	(*ForceMasterRequest)(nil),              // 21: flare.controller.v1.ForceMasterRequest
+	(*PauseRequest)(nil),                    // 22: flare.controller.v1.PauseRequest
+	(*ResumeRequest)(nil),                   // 23: flare.controller.v1.ResumeRequest
+	(*OverrideBreakerRequest)(nil),          // 24: flare.controller.v1.OverrideBreakerRequest
+	(*StartClusterReplicationRequest)(nil),  // 25: flare.controller.v1.StartClusterReplicationRequest
+	(*CompareClustersRequest)(nil),          // 26: flare.controller.v1.CompareClustersRequest
+	(*CutOverRequest)(nil),                  // 27: flare.controller.v1.CutOverRequest
+	(*RollBackRequest)(nil),                 // 28: flare.controller.v1.RollBackRequest
+	(*PlanResponse)(nil),                    // 29: flare.controller.v1.PlanResponse
+	(*SetNodeStateResponse)(nil),            // 30: flare.controller.v1.SetNodeStateResponse
+	(*SetBalanceResponse)(nil),              // 31: flare.controller.v1.SetBalanceResponse
+	(*ForceMasterResponse)(nil),             // 32: flare.controller.v1.ForceMasterResponse
+	(*PauseResponse)(nil),                   // 33: flare.controller.v1.PauseResponse
+	(*ResumeResponse)(nil),                  // 34: flare.controller.v1.ResumeResponse
+	(*OverrideBreakerResponse)(nil),         // 35: flare.controller.v1.OverrideBreakerResponse
+	(*StartClusterReplicationResponse)(nil), // 36: flare.controller.v1.StartClusterReplicationResponse
+	(*CompareClustersResponse)(nil),         // 37: flare.controller.v1.CompareClustersResponse
+	(*CutOverResponse)(nil),                 // 38: flare.controller.v1.CutOverResponse
+	(*RollBackResponse)(nil),                // 39: flare.controller.v1.RollBackResponse
 }
 var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	9,  // 0: flare.controller.v1.AttachRequest.status:type_name -> flare.agent.v1.AgentStatus
 	10, // 1: flare.controller.v1.AttachResponse.lease:type_name -> flare.agent.v1.LeaseGrant
-	6,  // 2: flare.controller.v1.GetTopologyResponse.topology:type_name -> flare.controller.v1.Topology
-	6,  // 3: flare.controller.v1.WatchTopologyResponse.topology:type_name -> flare.controller.v1.Topology
-	7,  // 4: flare.controller.v1.Topology.partitions:type_name -> flare.controller.v1.PartitionTopology
-	8,  // 5: flare.controller.v1.Topology.nodes:type_name -> flare.controller.v1.NodeTopology
-	11, // 6: flare.controller.v1.Topology.conditions:type_name -> flare.controller.v1.Condition
-	12, // 7: flare.controller.v1.Topology.replication:type_name -> flare.controller.v1.ClusterReplicationTopology
-	13, // 8: flare.controller.v1.NodeTopology.role:type_name -> flare.agent.v1.Role
-	14, // 9: flare.controller.v1.NodeTopology.state:type_name -> flare.agent.v1.State
-	15, // 10: flare.controller.v1.NodeTopology.lsn:type_name -> flare.agent.v1.Lsn
-	0,  // 11: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
-	2,  // 12: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
-	4,  // 13: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
-	16, // 14: flare.controller.v1.ControllerService.Plan:input_type -> flare.controller.v1.PlanRequest
-	17, // 15: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
-	18, // 16: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
-	19, // 17: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
-	20, // 18: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
-	21, // 19: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
-	22, // 20: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
-	23, // 21: flare.controller.v1.ControllerService.StartClusterReplication:input_type -> flare.controller.v1.StartClusterReplicationRequest
-	24, // 22: flare.controller.v1.ControllerService.CompareClusters:input_type -> flare.controller.v1.CompareClustersRequest
-	25, // 23: flare.controller.v1.ControllerService.CutOver:input_type -> flare.controller.v1.CutOverRequest
-	26, // 24: flare.controller.v1.ControllerService.RollBack:input_type -> flare.controller.v1.RollBackRequest
-	1,  // 25: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
-	3,  // 26: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
-	5,  // 27: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
-	27, // 28: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
-	28, // 29: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
-	29, // 30: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
-	30, // 31: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
-	31, // 32: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
-	32, // 33: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
-	33, // 34: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
-	34, // 35: flare.controller.v1.ControllerService.StartClusterReplication:output_type -> flare.controller.v1.StartClusterReplicationResponse
-	35, // 36: flare.controller.v1.ControllerService.CompareClusters:output_type -> flare.controller.v1.CompareClustersResponse
-	36, // 37: flare.controller.v1.ControllerService.CutOver:output_type -> flare.controller.v1.CutOverResponse
-	37, // 38: flare.controller.v1.ControllerService.RollBack:output_type -> flare.controller.v1.RollBackResponse
-	25, // [25:39] is the sub-list for method output_type
-	11, // [11:25] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	11, // 2: flare.controller.v1.AttachResponse.order:type_name -> flare.agent.v1.Order
+	6,  // 3: flare.controller.v1.GetTopologyResponse.topology:type_name -> flare.controller.v1.Topology
+	6,  // 4: flare.controller.v1.WatchTopologyResponse.topology:type_name -> flare.controller.v1.Topology
+	7,  // 5: flare.controller.v1.Topology.partitions:type_name -> flare.controller.v1.PartitionTopology
+	8,  // 6: flare.controller.v1.Topology.nodes:type_name -> flare.controller.v1.NodeTopology
+	12, // 7: flare.controller.v1.Topology.conditions:type_name -> flare.controller.v1.Condition
+	13, // 8: flare.controller.v1.Topology.replication:type_name -> flare.controller.v1.ClusterReplicationTopology
+	14, // 9: flare.controller.v1.Topology.growth:type_name -> flare.controller.v1.Growth
+	15, // 10: flare.controller.v1.NodeTopology.role:type_name -> flare.agent.v1.Role
+	16, // 11: flare.controller.v1.NodeTopology.state:type_name -> flare.agent.v1.State
+	17, // 12: flare.controller.v1.NodeTopology.lsn:type_name -> flare.agent.v1.Lsn
+	0,  // 13: flare.controller.v1.AgentLinkService.Attach:input_type -> flare.controller.v1.AttachRequest
+	2,  // 14: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
+	4,  // 15: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
+	18, // 16: flare.controller.v1.ControllerService.Plan:input_type -> flare.controller.v1.PlanRequest
+	19, // 17: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
+	20, // 18: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
+	21, // 19: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
+	22, // 20: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
+	23, // 21: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
+	24, // 22: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
+	25, // 23: flare.controller.v1.ControllerService.StartClusterReplication:input_type -> flare.controller.v1.StartClusterReplicationRequest
+	26, // 24: flare.controller.v1.ControllerService.CompareClusters:input_type -> flare.controller.v1.CompareClustersRequest
+	27, // 25: flare.controller.v1.ControllerService.CutOver:input_type -> flare.controller.v1.CutOverRequest
+	28, // 26: flare.controller.v1.ControllerService.RollBack:input_type -> flare.controller.v1.RollBackRequest
+	1,  // 27: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
+	3,  // 28: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
+	5,  // 29: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
+	29, // 30: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
+	30, // 31: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
+	31, // 32: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
+	32, // 33: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
+	33, // 34: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
+	34, // 35: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
+	35, // 36: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
+	36, // 37: flare.controller.v1.ControllerService.StartClusterReplication:output_type -> flare.controller.v1.StartClusterReplicationResponse
+	37, // 38: flare.controller.v1.ControllerService.CompareClusters:output_type -> flare.controller.v1.CompareClustersResponse
+	38, // 39: flare.controller.v1.ControllerService.CutOver:output_type -> flare.controller.v1.CutOverResponse
+	39, // 40: flare.controller.v1.ControllerService.RollBack:output_type -> flare.controller.v1.RollBackResponse
+	27, // [27:41] is the sub-list for method output_type
+	13, // [13:27] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_flare_controller_v1_controller_proto_init() }
@@ -769,6 +793,7 @@ func file_flare_controller_v1_controller_proto_init() {
 	file_flare_controller_v1_override_proto_init()
 	file_flare_controller_v1_plan_proto_init()
 	file_flare_controller_v1_bluegreen_proto_init()
+	file_flare_controller_v1_growth_proto_init()
 	file_flare_controller_v1_controller_proto_msgTypes[7].OneofWrappers = []any{}
 	file_flare_controller_v1_controller_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
