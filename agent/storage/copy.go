@@ -59,7 +59,11 @@ func originBatch(b *batchBuilder, former, origin Position) []byte {
 	for _, s := range former.Lineage {
 		b.delete(cfMeta, lineageKey(s.Epoch))
 	}
-	b.delete(cfMeta, metaRestored)
+	if !former.LSN.IsZero() {
+		// The log of a database that was empty is followed from its first batch on, and
+		// who follows a log deletes nothing of its own.
+		b.delete(cfMeta, metaRestored)
+	}
 	b.put(cfMeta, lineageKey(origin.LSN.Epoch), binary.BigEndian.AppendUint64(nil, origin.LSN.Index))
 	b.put(cfMeta, metaPartition, binary.BigEndian.AppendUint32(nil, uint32(origin.Partition)))
 	b.put(cfMeta, metaHistory, []byte(origin.History))

@@ -8,6 +8,23 @@ import (
 	"github.com/flarekv/flare/proto/topology"
 )
 
+// A copy into an empty database has a log that an empty follower reads from the first
+// batch on.
+func TestBeginCopyOfNothing(t *testing.T) {
+	db, follower := open(t, Options{}), open(t, Options{})
+	if _, err := db.BeginCopy(t.Context(), 1, 2); err != nil {
+		t.Fatal(err)
+	}
+	put(t, db, "k", "v")
+	catchUp(t, db, follower)
+	if got := value(t, follower, "k"); got != "v" {
+		t.Errorf("follower has %s", got)
+	}
+	if a, b := db.Position(), follower.Position(); a.LSN != b.LSN || a.History != b.History || b.Partition != 2 {
+		t.Errorf("position %+v, of the copy %+v", b, a)
+	}
+}
+
 func TestBeginCopy(t *testing.T) {
 	dir := t.TempDir()
 	db := open(t, Options{Dir: dir})
