@@ -111,3 +111,13 @@ func TestSpecRules(t *testing.T) {
 		}
 	}
 }
+
+// TestRulesAreASCII: gofmt makes one typographic quote of two apostrophes in a comment,
+// and an API server then takes the rule, and the definition with it, for no CEL.
+func TestRulesAreASCII(t *testing.T) {
+	for i, b := range CustomResourceDefinition() {
+		if b > 127 {
+			t.Fatalf("byte %d of the definition is %#x: ...%s", i, b, CustomResourceDefinition()[max(0, i-80):i])
+		}
+	}
+}

@@ -49,7 +49,7 @@ type FlareClusterList struct {
 // +kubebuilder:validation:XValidation:rule="self.partitionSize == oldSelf.partitionSize",message="partitionSize is immutable: it decides which partition a key belongs to",reason=FieldValueForbidden,fieldPath=".partitionSize"
 // +kubebuilder:validation:XValidation:rule="self.partitionSize > self.partitions",message="partitionSize must be greater than partitions",reason=FieldValueInvalid,fieldPath=".partitionSize"
 // +kubebuilder:validation:XValidation:rule="self.keyMapping == oldSelf.keyMapping",message="keyMapping is immutable: it decides which partition a key belongs to",reason=FieldValueForbidden,fieldPath=".keyMapping"
-// +kubebuilder:validation:XValidation:rule="!self.clusterReplication.enabled || self.clusterReplication.target != ”",message="clusterReplication.target is missing: want host:port of a node of the other cluster",reason=FieldValueInvalid,fieldPath=".clusterReplication.target"
+// +kubebuilder:validation:XValidation:rule="!self.clusterReplication.enabled || size(self.clusterReplication.target) > 0",message="clusterReplication.target is missing: want host:port of a node of the other cluster",reason=FieldValueInvalid,fieldPath=".clusterReplication.target"
 // +kubebuilder:validation:XValidation:rule="!has(self.replication.minInSync) || self.replication.minInSync <= self.replicas",message="replication.minInSync must not be greater than replicas: no write would ever be taken",reason=FieldValueInvalid,fieldPath=".replication.minInSync"
 type FlareClusterSpec struct {
 	// Number of partitions that the key space is split into. Each has one master. It
