@@ -5,14 +5,34 @@ import (
 	"testing"
 )
 
-// BenchmarkStep takes a report of one node of a cluster of a hundred.
+// BenchmarkStep takes what comes all the time, a tick and a report, in clusters of a
+// hundred and of a thousand nodes.
 func BenchmarkStep(b *testing.B) {
+	for _, partitions := range []int{50, 500} {
+		s := formed(b, partitions)
+		report := AgentReport{Key: "flare-node-7.flare-nodes.default.svc:12121", Alive: true, Instance: "i", Serving: true, DataPartition: 7}
+		b.Run(fmt.Sprintf("report/nodes=%d", 2*partitions), func(b *testing.B) {
+			for b.Loop() {
+				report.LSN.Index++
+				Advance(&s, report)
+			}
+		})
+		b.Run(fmt.Sprintf("tick/nodes=%d", 2*partitions), func(b *testing.B) {
+			for b.Loop() {
+				Advance(&s, Tick{Now: s.Now + 1})
+			}
+		})
+	}
+}
+
+// formed returns a cluster of partitions of two nodes.
+func formed(b *testing.B, partitions int) State {
 	s := New(Durable{})
 	feed := func(in Input) {
 		queue := []Input{in}
 		for len(queue) > 0 {
 			var effects []Effect
-			s, effects = Step(s, queue[0])
+			effects, _ = Advance(&s, queue[0])
 			queue = queue[1:]
 			for _, e := range effects {
 				switch e := e.(type) {
@@ -29,18 +49,14 @@ func BenchmarkStep(b *testing.B) {
 		}
 	}
 	feed(Tick{Now: 1})
-	feed(SpecChanged{Spec: Spec{Generation: 1, Partitions: 50, Replicas: 2, Meta: New(Durable{}).Durable.Meta}})
-	for i := range 100 {
+	feed(SpecChanged{Spec: Spec{Generation: 1, Partitions: partitions, Replicas: 2, Meta: New(Durable{}).Durable.Meta}})
+	for i := range 2 * partitions {
 		name := fmt.Sprintf("flare-node-%d.flare-nodes.default.svc", i)
 		feed(Command{ID: uint64(2 * i), Verb: VerbAdd, Name: name, Port: 12121})
 		feed(Command{ID: uint64(2*i + 1), Verb: VerbHello, Name: name, Port: 12121, Hello: Hello{Instance: "i", Partition: -1}})
 	}
-	if len(s.Durable.Partitions) != 50 {
+	if len(s.Durable.Partitions) != partitions {
 		b.Fatalf("%d partitions", len(s.Durable.Partitions))
 	}
-	report := AgentReport{Key: "flare-node-7.flare-nodes.default.svc:12121", Alive: true, Instance: "i", Serving: true, DataPartition: 7}
-	for b.Loop() {
-		report.LSN.Index++
-		s, _ = Step(s, report)
-	}
+	return s
 }

@@ -177,5 +177,9 @@ func (w *work) forget() {
 		}
 	}
 	w.forgetUnproven()
-	s.Seen = slices.DeleteFunc(s.Seen, func(o Seen) bool { return !o.Agent && s.Durable.node(o.Key) == nil })
+	for i := len(s.Seen) - 1; i >= 0; i-- {
+		if o := &s.Seen[i]; !o.Agent && s.Durable.node(o.Key) == nil {
+			s.Seen = slices.Delete(s.Seen, i, i+1)
+		}
+	}
 }

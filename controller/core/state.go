@@ -269,7 +269,17 @@ func (n *Node) compareKey(key string) int {
 	if len(key) <= len(n.Name) {
 		return cmp.Or(strings.Compare(n.Name[:len(key)], key), 1)
 	}
-	return cmp.Or(strings.Compare(n.Name, key[:len(n.Name)]), strings.Compare(":"+strconv.Itoa(n.Port), key[len(n.Name):]))
+	if c := strings.Compare(n.Name, key[:len(n.Name)]); c != 0 {
+		return c
+	}
+	var space [24]byte
+	port, rest := strconv.AppendInt(append(space[:0], ':'), int64(n.Port), 10), key[len(n.Name):]
+	for i := range min(len(port), len(rest)) {
+		if c := cmp.Compare(port[i], rest[i]); c != 0 {
+			return c
+		}
+	}
+	return cmp.Compare(len(port), len(rest))
 }
 
 func (d *Durable) node(key string) *Node {
@@ -302,8 +312,13 @@ func (d *Durable) Map() topology.Map {
 	return m
 }
 
+// findSeen returns the index of a node's observations, or where they belong.
+func (s *State) findSeen(key string) (int, bool) {
+	return sort.Find(len(s.Seen), func(i int) int { return strings.Compare(key, s.Seen[i].Key) })
+}
+
 func (s *State) seen(key string) *Seen {
-	i, ok := slices.BinarySearchFunc(s.Seen, key, func(o Seen, k string) int { return strings.Compare(o.Key, k) })
+	i, ok := s.findSeen(key)
 	if ok {
 		return &s.Seen[i]
 	}
@@ -313,7 +328,7 @@ func (s *State) seen(key string) *Seen {
 // see returns the observation record of a node, making it when there is none.
 // It invalidates pointers returned before.
 func (s *State) see(key string) *Seen {
-	i, ok := slices.BinarySearchFunc(s.Seen, key, func(o Seen, k string) int { return strings.Compare(o.Key, k) })
+	i, ok := s.findSeen(key)
 	if !ok {
 		s.Seen = slices.Insert(s.Seen, i, Seen{Key: key})
 	}
@@ -321,7 +336,7 @@ func (s *State) see(key string) *Seen {
 }
 
 func (s *State) member(key string) (Member, bool) {
-	i, ok := slices.BinarySearchFunc(s.Members.List, key, func(m Member, k string) int { return strings.Compare(m.Key, k) })
+	i, ok := sort.Find(len(s.Members.List), func(i int) int { return strings.Compare(key, s.Members.List[i].Key) })
 	if !ok {
 		return Member{}, false
 	}

@@ -211,7 +211,7 @@ func configCondition(s State, st *Status) Condition {
 			continue
 		}
 		total++
-		i, ok := slices.BinarySearchFunc(s.Seen, n.Key(), func(o Seen, k string) int { return strings.Compare(o.Key, k) })
+		i, ok := s.findSeen(n.Key())
 		if !ok || s.Seen[i].Report.ConfigGeneration < s.Spec.Generation {
 			continue
 		}

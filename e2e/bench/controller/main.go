@@ -251,13 +251,20 @@ func (w *world) idle(ctx context.Context) error {
 // massFailure lets nodes die, each of another partition, every other one a master,
 // and returns how long it took until the last one that lives had a map that says so.
 func (w *world) massFailure(ctx context.Context, count int, agents bool) (time.Duration, error) {
-	picked := map[int]bool{}
+	var pairs [][2]*node // a master and a replica of each partition
 	for _, n := range w.nodes {
 		n.mu.Lock()
 		role, partition := n.role, n.partition
 		n.mu.Unlock()
-		if wanted := len(picked)%2 == int(role); len(picked) < count && !picked[partition] && wanted {
-			picked[partition] = true
+		for len(pairs) <= partition {
+			pairs = append(pairs, [2]*node{})
+		}
+		if role == master || role == slave {
+			pairs[partition][role] = n
+		}
+	}
+	for p, pair := range pairs {
+		if n := pair[p%2]; len(w.dead) < count && n != nil {
 			w.dead = append(w.dead, n)
 		}
 	}
