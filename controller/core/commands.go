@@ -57,6 +57,8 @@ func (w *work) command(c Command) {
 		}
 	case VerbForce:
 		r.Err = w.force(c, key)
+	case VerbImport:
+		r.Err = w.takeOver(c.Import)
 	case VerbPause:
 		r.Err = w.pause(c)
 	case VerbResume:

@@ -50,6 +50,13 @@ func Import(m topology.Map, nextThread int, meta topology.Meta) (Durable, error)
 			clearDuty(n)
 		}
 	}
+	size := stateSize
+	for i := range d.Nodes {
+		size += d.Nodes[i].size()
+	}
+	if size > maxStateBytes {
+		return Durable{}, fmt.Errorf("%d nodes are too many: their map could take %d bytes where %d are allowed", len(d.Nodes), size, maxStateBytes)
+	}
 	if err := meta.Validate(); err != nil {
 		return Durable{}, err
 	}
@@ -57,4 +64,45 @@ func Import(m topology.Map, nextThread int, meta topology.Meta) (Durable, error)
 		return Durable{}, errors.Join(errors.New("the map contradicts itself"), err)
 	}
 	return d, nil
+}
+
+// Imported is the map of another index server, to be taken over.
+type Imported struct {
+	Map        topology.Map
+	NextThread int // thread type that it would give to the next node
+}
+
+// takeOver makes the map of another index server the beginning of a cluster that has
+// none. It returns why it does not. Who of the nodes is alive shows with the next
+// pings, as after any change of the controller.
+func (w *work) takeOver(in *Imported) string {
+	s := &w.s
+	d := &s.Durable
+	switch {
+	case !s.Spec.Known || s.Refusal.Reason == ReasonSpecInvalid:
+		return RefuseNotNow
+	case len(d.Nodes) > 0 || len(d.Partitions) > 0:
+		return RefuseStateExists
+	case in == nil:
+		return RefuseMapIncomplete
+	}
+	next, err := Import(in.Map, in.NextThread, s.Spec.Meta)
+	switch {
+	case err != nil:
+		return RefuseMapIncomplete
+	case len(next.Partitions) != s.Spec.Partitions:
+		return RefusePartitionsOther
+	}
+	d.Meta, d.NextThread, d.Partitions, d.Nodes = next.Meta, next.NextThread, next.Partitions, next.Nodes
+	d.Version = max(d.Version, next.Version)
+	w.indexed, w.dirty, w.visible = false, true, true
+	for i := range d.Nodes {
+		n := &d.Nodes[i]
+		o := s.see(n.Key())
+		o.registered(s.Now)
+		w.emit(Decision{Reason: ReasonImported, Node: n.Key(), Old: "-", New: n.duty(), Version: d.Version + 1})
+	}
+	w.event(false, ReasonImported, "%d nodes in %d partitions were taken over from another index server, whose map had version %d",
+		len(d.Nodes), len(d.Partitions), in.Map.Version)
+	return ""
 }

@@ -56,3 +56,85 @@ func TestImportRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestTakeOver lets a running controller take over the map of another index server.
+func TestTakeOver(t *testing.T) {
+	w := newScenario(t)
+	w.quiet = true
+	take := func(m *Imported) (string, []Effect) {
+		t.Helper()
+		w.nextID++
+		c := Command{ID: w.nextID, Verb: VerbImport, Import: m}
+		tried := Try(w.state, c)
+		next, effects, err := Check(w.state, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.state = next
+		for i := 0; i < len(effects); i++ {
+			if p, ok := effects[i].(Persist); ok {
+				next, more, err := Check(w.state, Persisted{Seq: p.Durable.Seq})
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.state, effects = next, append(effects, more...)
+			}
+		}
+		for _, e := range effects {
+			if r, ok := e.(Reply); ok {
+				if tried.Reply.Err != r.Err {
+					t.Errorf("tried: %q, done: %q", tried.Reply.Err, r.Err)
+				}
+				return r.Err, effects
+			}
+		}
+		t.Fatal("no reply")
+		return "", nil
+	}
+	node := func(name string, role topology.Role, state topology.State, partition, thread int) topology.Node {
+		return topology.Node{Name: name, Port: 1, Role: role, State: state, Partition: partition, Balance: 1, ThreadType: thread}
+	}
+	whole := &Imported{NextThread: 20, Map: topology.NewMap(41, []topology.Node{
+		node("a", topology.Master, topology.Active, 0, 16), node("b", topology.Slave, topology.Active, 0, 17), node("c", topology.Master, topology.Down, 1, 18),
+	})}
+	preparing := &Imported{NextThread: 20, Map: topology.NewMap(41, []topology.Node{
+		node("a", topology.Master, topology.Active, 0, 16), node("b", topology.Master, topology.Prepare, 1, 17),
+	})}
+	for _, tt := range []struct {
+		what  string
+		lines []string
+		in    *Imported
+		want  string
+	}{
+		{"before there is a spec", nil, whole, RefuseNotNow},
+		{"nothing", []string{"spec partitions=1 replicas=2"}, nil, RefuseMapIncomplete},
+		{"another number of partitions", nil, whole, RefusePartitionsOther},
+		{"a partition that is being prepared", []string{"spec partitions=2 replicas=2"}, preparing, RefuseMapIncomplete},
+		{"a whole map", nil, whole, ""},
+		{"once more", nil, whole, RefuseStateExists},
+	} {
+		for _, l := range tt.lines {
+			w.line(l)
+		}
+		if got, _ := take(tt.in); got != tt.want {
+			t.Fatalf("%s: %q, want %q", tt.what, got, tt.want)
+		}
+	}
+	w.quiet = false
+	w.out.Reset()
+	w.line("ping c:1 ok")
+	w.line("map")
+	want := `ping c:1 ok
+  c:1: master/down/p1/b1 -> master/active/p1/b1 (back) v43
+  event node_up: c:1 is back as master of partition 1 in epoch 2
+  broadcast v43 prior c:1
+map
+  version 43
+  a:1 master/active/p0/b1 epoch=1 
+  b:1 slave/active/p0/b1 epoch=1 
+  c:1 master/active/p1/b1 epoch=2 
+`
+	if got := w.out.String(); got != want {
+		t.Errorf("then:\n%s\nwant:\n%s", got, want)
+	}
+}

@@ -109,7 +109,7 @@ func (s State) pending() []uint64 {
 // state, which may do what the controller by itself would not.
 func byOperator(in Input) bool {
 	c, ok := in.(Command)
-	return ok && !c.HasSession && (c.Verb == VerbRole || c.Verb == VerbState || c.Verb == VerbForce)
+	return ok && !c.HasSession && (c.Verb == VerbRole || c.Verb == VerbState || c.Verb == VerbForce || c.Verb == VerbImport)
 }
 
 func oneMaster(t Transition) error {

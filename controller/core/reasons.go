@@ -27,6 +27,7 @@ const (
 	ReasonBehind    = "behind"
 	ReasonAdopted   = "adopted" // found running, though not in the (lost) map
 	ReasonAdded     = "added"
+	ReasonImported  = "imported" // from the map of another index server
 	ReasonUp        = "node_up"
 	ReasonSurplus   = "surplus_replica"
 	ReasonRemoved   = "removed"
@@ -126,6 +127,11 @@ const (
 	RefuseNote           = "bad_note"            // none where one is needed, or too long
 	RefuseSeconds        = "bad_seconds"
 	RefuseBeingAdded     = "partition_being_added"
+
+	// Why the map of another index server is not taken over.
+	RefuseStateExists     = "state_exists"     // the cluster has nodes or partitions already
+	RefuseMapIncomplete   = "map_incomplete"   // it does not describe a whole cluster
+	RefusePartitionsOther = "partitions_other" // it has not as many partitions as are asked for
 
 	// Why nobody may register under a name now, or from there.
 	RefuseBadName   = "bad_name"

@@ -407,6 +407,8 @@ func describeCommand(c Command) string {
 		return "resume"
 	case VerbOverride:
 		return fmt.Sprintf("override for %d s: %s", c.Seconds, c.Note)
+	case VerbImport:
+		return "import of a flare.xml"
 	case VerbBehind:
 		return fmt.Sprintf("behind %s grant=%d/%d", key, c.Epoch, c.Session)
 	}

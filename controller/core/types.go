@@ -131,6 +131,8 @@ type Command struct {
 	Hello Hello // hello
 
 	Force bool // cut-over, roll-back: in spite of what speaks against it
+
+	Import *Imported // import; nobody changes it any more
 }
 
 // Verb names a command.
@@ -146,6 +148,7 @@ const (
 	VerbHandover Verb = "handover"
 	VerbRemove   Verb = "remove"
 	VerbShutdown Verb = "shutdown"
+	VerbImport   Verb = "import"   // by an operator: the map of another index server
 	VerbForce    Verb = "force"    // makes a node the master of a partition that has none
 	VerbPause    Verb = "pause"    // no roles change by themselves
 	VerbResume   Verb = "resume"   // ends a pause

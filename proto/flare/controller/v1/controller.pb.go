@@ -612,7 +612,7 @@ var File_flare_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a\"flare/controller/v1/override.proto\x1a\x1eflare/controller/v1/plan.proto\x1a#flare/controller/v1/bluegreen.proto\x1a\x1aflare/agent/v1/order.proto\x1a flare/controller/v1/growth.proto\"D\n" +
+	"$flare/controller/v1/controller.proto\x12\x13flare.controller.v1\x1a\x1aflare/agent/v1/lease.proto\x1a\x1aflare/agent/v1/types.proto\x1a\x1aflare/agent/v1/agent.proto\x1a flare/controller/v1/import.proto\x1a\"flare/controller/v1/override.proto\x1a\x1eflare/controller/v1/plan.proto\x1a#flare/controller/v1/bluegreen.proto\x1a\x1aflare/agent/v1/order.proto\x1a flare/controller/v1/growth.proto\"D\n" +
 	"\rAttachRequest\x123\n" +
 	"\x06status\x18\x01 \x01(\v2\x1b.flare.agent.v1.AgentStatusR\x06status\"\x90\x01\n" +
 	"\x0eAttachResponse\x12\x1f\n" +
@@ -663,7 +663,7 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"_partition2i\n" +
 	"\x10AgentLinkService\x12U\n" +
-	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\x89\n" +
+	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\xf4\n" +
 	"\n" +
 	"\x11ControllerService\x12`\n" +
 	"\vGetTopology\x12'.flare.controller.v1.GetTopologyRequest\x1a(.flare.controller.v1.GetTopologyResponse\x12h\n" +
@@ -679,7 +679,8 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\x17StartClusterReplication\x123.flare.controller.v1.StartClusterReplicationRequest\x1a4.flare.controller.v1.StartClusterReplicationResponse\x12n\n" +
 	"\x0fCompareClusters\x12+.flare.controller.v1.CompareClustersRequest\x1a,.flare.controller.v1.CompareClustersResponse0\x01\x12T\n" +
 	"\aCutOver\x12#.flare.controller.v1.CutOverRequest\x1a$.flare.controller.v1.CutOverResponse\x12W\n" +
-	"\bRollBack\x12$.flare.controller.v1.RollBackRequest\x1a%.flare.controller.v1.RollBackResponseBAZ?github.com/flarekv/flare/proto/flare/controller/v1;controllerv1b\x06proto3"
+	"\bRollBack\x12$.flare.controller.v1.RollBackRequest\x1a%.flare.controller.v1.RollBackResponse\x12i\n" +
+	"\x0eImportFlareXML\x12*.flare.controller.v1.ImportFlareXMLRequest\x1a+.flare.controller.v1.ImportFlareXMLResponseBAZ?github.com/flarekv/flare/proto/flare/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_flare_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -724,17 +725,19 @@ var file_flare_controller_v1_controller_proto_goTypes = []any{
 	(*CompareClustersRequest)(nil),          // 26: flare.controller.v1.CompareClustersRequest
 	(*CutOverRequest)(nil),                  // 27: flare.controller.v1.CutOverRequest
 	(*RollBackRequest)(nil),                 // 28: flare.controller.v1.RollBackRequest
-	(*PlanResponse)(nil),                    // 29: flare.controller.v1.PlanResponse
-	(*SetNodeStateResponse)(nil),            // 30: flare.controller.v1.SetNodeStateResponse
-	(*SetBalanceResponse)(nil),              // 31: flare.controller.v1.SetBalanceResponse
-	(*ForceMasterResponse)(nil),             // 32: flare.controller.v1.ForceMasterResponse
-	(*PauseResponse)(nil),                   // 33: flare.controller.v1.PauseResponse
-	(*ResumeResponse)(nil),                  // 34: flare.controller.v1.ResumeResponse
-	(*OverrideBreakerResponse)(nil),         // 35: flare.controller.v1.OverrideBreakerResponse
-	(*StartClusterReplicationResponse)(nil), // 36: flare.controller.v1.StartClusterReplicationResponse
-	(*CompareClustersResponse)(nil),         // 37: flare.controller.v1.CompareClustersResponse
-	(*CutOverResponse)(nil),                 // 38: flare.controller.v1.CutOverResponse
-	(*RollBackResponse)(nil),                // 39: flare.controller.v1.RollBackResponse
+	(*ImportFlareXMLRequest)(nil),           // 29: flare.controller.v1.ImportFlareXMLRequest
+	(*PlanResponse)(nil),                    // 30: flare.controller.v1.PlanResponse
+	(*SetNodeStateResponse)(nil),            // 31: flare.controller.v1.SetNodeStateResponse
+	(*SetBalanceResponse)(nil),              // 32: flare.controller.v1.SetBalanceResponse
+	(*ForceMasterResponse)(nil),             // 33: flare.controller.v1.ForceMasterResponse
+	(*PauseResponse)(nil),                   // 34: flare.controller.v1.PauseResponse
+	(*ResumeResponse)(nil),                  // 35: flare.controller.v1.ResumeResponse
+	(*OverrideBreakerResponse)(nil),         // 36: flare.controller.v1.OverrideBreakerResponse
+	(*StartClusterReplicationResponse)(nil), // 37: flare.controller.v1.StartClusterReplicationResponse
+	(*CompareClustersResponse)(nil),         // 38: flare.controller.v1.CompareClustersResponse
+	(*CutOverResponse)(nil),                 // 39: flare.controller.v1.CutOverResponse
+	(*RollBackResponse)(nil),                // 40: flare.controller.v1.RollBackResponse
+	(*ImportFlareXMLResponse)(nil),          // 41: flare.controller.v1.ImportFlareXMLResponse
 }
 var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	9,  // 0: flare.controller.v1.AttachRequest.status:type_name -> flare.agent.v1.AgentStatus
@@ -764,22 +767,24 @@ var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	26, // 24: flare.controller.v1.ControllerService.CompareClusters:input_type -> flare.controller.v1.CompareClustersRequest
 	27, // 25: flare.controller.v1.ControllerService.CutOver:input_type -> flare.controller.v1.CutOverRequest
 	28, // 26: flare.controller.v1.ControllerService.RollBack:input_type -> flare.controller.v1.RollBackRequest
-	1,  // 27: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
-	3,  // 28: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
-	5,  // 29: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
-	29, // 30: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
-	30, // 31: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
-	31, // 32: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
-	32, // 33: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
-	33, // 34: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
-	34, // 35: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
-	35, // 36: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
-	36, // 37: flare.controller.v1.ControllerService.StartClusterReplication:output_type -> flare.controller.v1.StartClusterReplicationResponse
-	37, // 38: flare.controller.v1.ControllerService.CompareClusters:output_type -> flare.controller.v1.CompareClustersResponse
-	38, // 39: flare.controller.v1.ControllerService.CutOver:output_type -> flare.controller.v1.CutOverResponse
-	39, // 40: flare.controller.v1.ControllerService.RollBack:output_type -> flare.controller.v1.RollBackResponse
-	27, // [27:41] is the sub-list for method output_type
-	13, // [13:27] is the sub-list for method input_type
+	29, // 27: flare.controller.v1.ControllerService.ImportFlareXML:input_type -> flare.controller.v1.ImportFlareXMLRequest
+	1,  // 28: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
+	3,  // 29: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
+	5,  // 30: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
+	30, // 31: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
+	31, // 32: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
+	32, // 33: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
+	33, // 34: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
+	34, // 35: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
+	35, // 36: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
+	36, // 37: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
+	37, // 38: flare.controller.v1.ControllerService.StartClusterReplication:output_type -> flare.controller.v1.StartClusterReplicationResponse
+	38, // 39: flare.controller.v1.ControllerService.CompareClusters:output_type -> flare.controller.v1.CompareClustersResponse
+	39, // 40: flare.controller.v1.ControllerService.CutOver:output_type -> flare.controller.v1.CutOverResponse
+	40, // 41: flare.controller.v1.ControllerService.RollBack:output_type -> flare.controller.v1.RollBackResponse
+	41, // 42: flare.controller.v1.ControllerService.ImportFlareXML:output_type -> flare.controller.v1.ImportFlareXMLResponse
+	28, // [28:43] is the sub-list for method output_type
+	13, // [13:28] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -790,6 +795,7 @@ func file_flare_controller_v1_controller_proto_init() {
 	if File_flare_controller_v1_controller_proto != nil {
 		return
 	}
+	file_flare_controller_v1_import_proto_init()
 	file_flare_controller_v1_override_proto_init()
 	file_flare_controller_v1_plan_proto_init()
 	file_flare_controller_v1_bluegreen_proto_init()

@@ -138,6 +138,7 @@ const (
 	ControllerService_CompareClusters_FullMethodName         = "/flare.controller.v1.ControllerService/CompareClusters"
 	ControllerService_CutOver_FullMethodName                 = "/flare.controller.v1.ControllerService/CutOver"
 	ControllerService_RollBack_FullMethodName                = "/flare.controller.v1.ControllerService/RollBack"
+	ControllerService_ImportFlareXML_FullMethodName          = "/flare.controller.v1.ControllerService/ImportFlareXML"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -190,6 +191,11 @@ type ControllerServiceClient interface {
 	// RollBack makes this cluster answer by itself, and ends the replication. Refusals:
 	// not_replicating, writes_at_target.
 	RollBack(ctx context.Context, in *RollBackRequest, opts ...grpc.CallOption) (*RollBackResponse, error)
+	// ImportFlareXML makes the node map of a C++ index server the beginning of a cluster
+	// that knows no nodes yet. Refusals: not_flare_xml, map_incomplete (a partition is
+	// being prepared or missing, or the nodes contradict each other), state_exists,
+	// partitions_other (not as many as the FlareCluster asks for), not_accepted_now.
+	ImportFlareXML(ctx context.Context, in *ImportFlareXMLRequest, opts ...grpc.CallOption) (*ImportFlareXMLResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -348,6 +354,16 @@ func (c *controllerServiceClient) RollBack(ctx context.Context, in *RollBackRequ
 	return out, nil
 }
 
+func (c *controllerServiceClient) ImportFlareXML(ctx context.Context, in *ImportFlareXMLRequest, opts ...grpc.CallOption) (*ImportFlareXMLResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImportFlareXMLResponse)
+	err := c.cc.Invoke(ctx, ControllerService_ImportFlareXML_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -398,6 +414,11 @@ type ControllerServiceServer interface {
 	// RollBack makes this cluster answer by itself, and ends the replication. Refusals:
 	// not_replicating, writes_at_target.
 	RollBack(context.Context, *RollBackRequest) (*RollBackResponse, error)
+	// ImportFlareXML makes the node map of a C++ index server the beginning of a cluster
+	// that knows no nodes yet. Refusals: not_flare_xml, map_incomplete (a partition is
+	// being prepared or missing, or the nodes contradict each other), state_exists,
+	// partitions_other (not as many as the FlareCluster asks for), not_accepted_now.
+	ImportFlareXML(context.Context, *ImportFlareXMLRequest) (*ImportFlareXMLResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -446,6 +467,9 @@ func (UnimplementedControllerServiceServer) CutOver(context.Context, *CutOverReq
 }
 func (UnimplementedControllerServiceServer) RollBack(context.Context, *RollBackRequest) (*RollBackResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RollBack not implemented")
+}
+func (UnimplementedControllerServiceServer) ImportFlareXML(context.Context, *ImportFlareXMLRequest) (*ImportFlareXMLResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportFlareXML not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -688,6 +712,24 @@ func _ControllerService_RollBack_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_ImportFlareXML_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportFlareXMLRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).ImportFlareXML(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_ImportFlareXML_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).ImportFlareXML(ctx, req.(*ImportFlareXMLRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -738,6 +780,10 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RollBack",
 			Handler:    _ControllerService_RollBack_Handler,
+		},
+		{
+			MethodName: "ImportFlareXML",
+			Handler:    _ControllerService_ImportFlareXML_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
