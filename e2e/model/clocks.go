@@ -94,6 +94,13 @@ var clocks = map[string]clock{
 	"core.Comparison.At":     {exact, 0}, // no world compares clusters
 	"core.ClusterReport.Lag": {exact, 0},
 
+	"core.Order.Until":        {past, 30_000},
+	"core.State.SwitchSince":  {past, 2_000},
+	"core.State.SwitchAfter":  {deadline, 0},
+	"core.State.SettledSince": {young, 60_000},
+	"core.OrphanPurge.Delay":  {exact, 0},
+	"core.Orphans.Since":      {past, 0}, // no world adds partitions
+
 	"core.FailoverPolicy.Grace": {exact, 0},
 	"core.Breaker.Since":        {past, 0},
 	"core.Breaker.Calm":         {past, 300_000},
