@@ -106,6 +106,7 @@ func (w *ideal) calm() {
 	s := &w.s
 	s.Saved, s.Saving = s.Durable.clone(), Durable{}
 	s.PersistRetry, s.PersistError, s.Replies = 0, "", nil
+	s.Orders = nil // they are given again
 	for _, c := range []*Channel{&s.Config, &s.Scale, &s.Labels, &s.Status, &s.TargetCheck} {
 		c.InFlight, c.Retry, c.Error = false, 0, ""
 	}
@@ -177,6 +178,8 @@ func (w *ideal) answer(e Effect) []Input {
 		return []Input{Done{Request: RequestLabels, Seq: e.Seq}}
 	case WriteStatus:
 		return []Input{Done{Request: RequestStatus, Seq: e.Seq}}
+	case OrderNode:
+		return w.obey(e)
 	case ScaleTo:
 		in := []Input{Done{Request: RequestScale, Seq: e.Seq}}
 		for _, m := range w.s.Members.List {
@@ -190,6 +193,29 @@ func (w *ideal) answer(e Effect) []Input {
 		return append(in, MembersChanged{Members: w.scaled(e.Nodes)})
 	}
 	return nil
+}
+
+// obey returns what a node does that is told to, and what its agent says then.
+func (w *ideal) obey(o OrderNode) []Input {
+	n, seen := w.s.Durable.node(o.Key), w.s.seen(o.Key)
+	if n == nil || seen == nil {
+		return nil
+	}
+	r := seen.Report
+	r.Now = w.s.Now
+	if o.Kind == OrderPurge {
+		r.Purge = OrderReport{ID: o.ID}
+		return []Input{r}
+	}
+	r.Handover = OrderReport{ID: o.ID}
+	to := w.s.Durable.node(o.Target)
+	if to == nil {
+		return []Input{r}
+	}
+	c := w.command(*n, VerbHandover)
+	c.Target, c.TargetPort = to.Name, to.Port
+	c.HasSession, c.Epoch, c.Session = true, w.s.Durable.epoch(n.Partition), to.Granted.Session
+	return []Input{c, r}
 }
 
 // scaled returns the members when there are so many.
