@@ -84,6 +84,11 @@ func (w *world) actions() map[string]func(*rapid.T) {
 		"spec":            w.changeSpec,
 		"late registry":   w.strayAdd,
 		"good second":     func(*rapid.T) { w.second(false) },
+		"configure node":  w.configure,
+		"write":           w.write,
+		"send":            w.send,
+		"replicate":       w.replicate,
+		"move over":       w.moveOver,
 		"settle all":      w.settleAll,
 		"kill master":     w.killMaster,
 		"fill":            w.fillNode,
@@ -171,6 +176,8 @@ type worldNode struct {
 	purged  OrderReport
 
 	last AgentReport
+
+	relayed relayed
 }
 
 type world struct {
@@ -191,6 +198,8 @@ type world struct {
 	plain     bool             // no operator has interfered
 	lost      bool             // the durable state was lost at least once
 	moved     int              // handovers that the controller carried out
+	published string           // options for the nodes
+	cutOvers  int              // that were not forced
 	refused   map[Command]bool // handovers that it refused, without their IDs
 }
 
@@ -236,6 +245,7 @@ func (w *world) input(in Input) {
 		w.t.Fatalf("saved is\n%+v\nwhat was persisted\n%+v", next.Saved, w.persisted)
 	}
 	w.keepsLastCopies(next)
+	w.handsOver(next)
 	w.state = next
 	for _, e := range effects {
 		switch e := e.(type) {
@@ -260,7 +270,7 @@ func (w *world) input(in Input) {
 			}
 		case GrantLease:
 			w.take(e)
-		case Persist, WriteConfig, ScaleTo, LabelNodes, WriteStatus:
+		case Persist, WriteConfig, ScaleTo, LabelNodes, WriteStatus, CheckTarget:
 			w.pending = append(w.pending, e)
 		}
 	}
@@ -454,6 +464,8 @@ func (w *world) lateReport(t *rapid.T) {
 	r := w.lateRep[0]
 	w.lateRep = w.lateRep[1:]
 	if w.node(r.Key).started == r.AgentStarted {
+		// A link keeps the order of its reports, and options change one after the other.
+		r.Cluster = w.clusterOf(w.node(r.Key))
 		w.input(r)
 	}
 }
@@ -515,6 +527,7 @@ func (w *world) reportFor(n *worldNode) AgentReport {
 		}
 	}
 	r.Handover, r.Purge = n.handed, n.purged
+	r.Cluster = w.clusterOf(n)
 	n.last = r
 	return r
 }
@@ -776,7 +789,16 @@ func (w *world) finish(err string) {
 	case Persist:
 		w.persisted = e.Durable
 		w.input(Persisted{Seq: e.Durable.Seq, Err: err})
+	case CheckTarget:
+		in := TargetChecked{Seq: e.Seq, Target: e.Target}
+		if err != "" {
+			in.Reason = "target_unreachable"
+		}
+		w.input(in)
 	case WriteConfig:
+		if err == "" {
+			w.published = e.Text
+		}
 		w.input(Done{Request: RequestConfig, Seq: e.Seq, Err: err})
 	case ScaleTo:
 		if err == "" {
@@ -846,6 +868,8 @@ func (w *world) second(grants bool) {
 		w.startNode(n)
 		w.fill(n)
 		w.obeyOrder(n)
+		w.configureNode(n)
+		w.sendFrom(n)
 		w.reportOf(n)
 		w.pingNode(n)
 		w.settleAll(nil)
