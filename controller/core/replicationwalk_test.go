@@ -33,7 +33,9 @@ func (w *world) clusterOf(n *worldNode) ClusterReport {
 	return c
 }
 
-func (w *world) reign(n *worldNode) string { return n.running.instance + "/" + string(rune('0'+n.running.epoch%10)) }
+func (w *world) reign(n *worldNode) string {
+	return n.running.instance + "/" + string(rune('0'+n.running.epoch%10))
+}
 
 // configure lets a node see the options that are published.
 func (w *world) configure(t *rapid.T) { w.configureNode(w.pick(t)) }
