@@ -12,6 +12,7 @@ import (
 
 	"github.com/flarekv/flare/controller/core"
 	"github.com/flarekv/flare/controller/runtime"
+	agentv1 "github.com/flarekv/flare/proto/flare/agent/v1"
 	controllerv1 "github.com/flarekv/flare/proto/flare/controller/v1"
 	"github.com/flarekv/flare/proto/topology"
 )
@@ -26,9 +27,22 @@ const (
 // no deadline.
 const commandTimeout = 10 * time.Second
 
+// handoverTimeout bounds the wait for a handover: a node that asks the index for one
+// may wait for half a minute to learn what became of it.
+const handoverTimeout = time.Minute
+
 // operate has an operator's command carried out, or with dryRun tried.
 func (s *Server) operate(ctx context.Context, l *leading, cmd core.Command, dryRun bool) (*controllerv1.Outcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	o, err := s.command(ctx, l, cmd, dryRun, commandTimeout)
+	if err != nil {
+		return nil, err
+	}
+	return outcomeProto(o, dryRun), nil
+}
+
+// command is operate for who wants to see more of what came of it, or waits longer.
+func (s *Server) command(ctx context.Context, l *leading, cmd core.Command, dryRun bool, limit time.Duration) (core.Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	do := l.Apply
 	if dryRun {
@@ -37,11 +51,11 @@ func (s *Server) operate(ctx context.Context, l *leading, cmd core.Command, dryR
 	o, err := do(ctx, cmd)
 	switch {
 	case errors.Is(err, runtime.ErrStopped) || err != nil && l.over.Err() != nil:
-		return nil, s.notLeader()
+		return o, s.notLeader()
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, refusal(codes.DeadlineExceeded, ReasonNotDurable, "the change was not durable in time; it may still become so")
+		return o, refusal(codes.DeadlineExceeded, ReasonNotDurable, "the change was not durable in time; it may still become so")
 	case err != nil:
-		return nil, refusal(codes.Canceled, ReasonNotDurable, "%v", err)
+		return o, refusal(codes.Canceled, ReasonNotDurable, "%v", err)
 	}
 	if !dryRun {
 		from := ""
@@ -55,9 +69,9 @@ func (s *Server) operate(ctx context.Context, l *leading, cmd core.Command, dryR
 		if strings.HasPrefix(o.Reply.Err, why+": ") {
 			why = o.Reply.Err // in words, too
 		}
-		return nil, refusal(refusalCode(o.Reply.Reason), o.Reply.Reason, "%s is refused: %s", core.Describe(cmd), why)
+		return o, refusal(refusalCode(o.Reply.Reason), o.Reply.Reason, "%s is refused: %s", core.Describe(cmd), why)
 	}
-	return outcomeProto(o, dryRun), nil
+	return o, nil
 }
 
 // refusalCode tells a caller whether to correct the request, or to wait.
@@ -89,6 +103,41 @@ func nodeCommand(verb core.Verb, node string) (core.Command, error) {
 		return core.Command{}, refusal(codes.InvalidArgument, ReasonNodeInvalid, "node %q is not the host:port under which flared registers: %v", node, err)
 	}
 	return core.Command{Verb: verb, Name: name, Port: port, Balance: -1, Partition: topology.NoPartition}, nil
+}
+
+// Handover has a master told to hand over, and waits until it has.
+func (c *controllerService) Handover(ctx context.Context, req *controllerv1.HandoverRequest) (*controllerv1.HandoverResponse, error) {
+	l, err := c.s.lead()
+	if err != nil {
+		return nil, err
+	}
+	cmd, err := nodeCommand(core.VerbMove, req.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetTarget() != "" {
+		target, err := nodeCommand(core.VerbMove, req.GetTarget())
+		if err != nil {
+			return nil, err
+		}
+		cmd.Target, cmd.TargetPort = target.Name, target.Port
+	}
+	n, ok := l.Topology().Map.Find(req.GetNode())
+	if !ok {
+		return nil, refusal(codes.NotFound, core.RefuseNoSuchNode, "%s is not in the node map", req.GetNode())
+	}
+	o, err := c.s.command(ctx, l, cmd, req.GetDryRun(), handoverTimeout)
+	if err != nil {
+		return nil, err
+	}
+	resp := &controllerv1.HandoverResponse{Outcome: outcomeProto(o, req.GetDryRun()), Partition: agentv1.OptionalPartition(n.Partition)}
+	if len(o.Orders) > 0 {
+		resp.Target = o.Orders[0].Target
+	}
+	if parts := l.Topology().Partitions; !req.GetDryRun() && n.Partition >= 0 && n.Partition < len(parts) {
+		resp.Epoch = parts[n.Partition].Epoch
+	}
+	return resp, nil
 }
 
 // SetNodeState has a node's state changed.

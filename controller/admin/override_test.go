@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"fmt"
 	"reflect"
 	"testing"
 
@@ -29,6 +30,17 @@ func setBalance(r *controllerv1.SetBalanceRequest) order {
 	return func(ctx context.Context, c controllerv1.ControllerServiceClient, dry bool) (*controllerv1.Outcome, error) {
 		r.DryRun = dry
 		resp, err := c.SetBalance(ctx, r)
+		return resp.GetOutcome(), err
+	}
+}
+
+func handOver(r *controllerv1.HandoverRequest) order {
+	return func(ctx context.Context, c controllerv1.ControllerServiceClient, dry bool) (*controllerv1.Outcome, error) {
+		r.DryRun = dry
+		resp, err := c.Handover(ctx, r)
+		if epoch := resp.GetEpoch(); err == nil && (resp.GetTarget() != "b:12121" || resp.Partition == nil || (epoch == 0) != dry) {
+			return nil, fmt.Errorf("handed over to %q, partition %v, epoch %d", resp.GetTarget(), resp.Partition, epoch)
+		}
 		return resp.GetOutcome(), err
 	}
 }
@@ -68,6 +80,7 @@ func TestOrders(t *testing.T) {
 		return core.Outcome{
 			Decisions: []core.Decision{{Reason: "r", Node: "a:1", Old: "-", New: "x", Version: 8}},
 			Events:    []core.Event{{Warning: true, Reason: "e", Message: "m"}},
+			Orders:    []core.OrderNode{{Target: "b:12121"}},
 		}
 	}
 	defer f.Lead(cluster)()
@@ -87,6 +100,10 @@ func TestOrders(t *testing.T) {
 			core.Command{Verb: core.VerbForce, Name: "b", Port: 12121, Balance: -1, AllowDataLoss: true, Note: "why"}},
 		"force where it is": {forceMaster(&controllerv1.ForceMasterRequest{Node: "b:12121"}),
 			core.Command{Verb: core.VerbForce, Name: "b", Port: 12121, Balance: -1, Partition: none}},
+		"handover": {handOver(&controllerv1.HandoverRequest{Node: "a:12121"}),
+			core.Command{Verb: core.VerbMove, Name: "a", Port: 12121, Balance: -1, Partition: none}},
+		"handover to": {handOver(&controllerv1.HandoverRequest{Node: "a:12121", Target: "b:12121"}),
+			core.Command{Verb: core.VerbMove, Name: "a", Port: 12121, Target: "b", TargetPort: 12121, Balance: -1, Partition: none}},
 		"pause":    {pause("why"), core.Command{Verb: core.VerbPause, Note: "why"}},
 		"resume":   {resume, core.Command{Verb: core.VerbResume}},
 		"override": {overrideBreaker(60), core.Command{Verb: core.VerbOverride, Seconds: 60}},
@@ -124,7 +141,7 @@ func TestOrdersRefused(t *testing.T) {
 	down := agentv1.State_STATE_DOWN
 
 	for _, do := range []order{setState(&controllerv1.SetNodeStateRequest{Node: "a:1", State: down}), setBalance(&controllerv1.SetBalanceRequest{}),
-		forceMaster(&controllerv1.ForceMasterRequest{}), pause("x"), resume, overrideBreaker(1)} {
+		forceMaster(&controllerv1.ForceMasterRequest{}), handOver(&controllerv1.HandoverRequest{}), pause("x"), resume, overrideBreaker(1)} {
 		_, err := do(t.Context(), client, false)
 		wantRefusal(t, err, codes.FailedPrecondition, ReasonNotLeader)
 	}
@@ -141,6 +158,9 @@ func TestOrdersRefused(t *testing.T) {
 		"no state":              {do: setState(&controllerv1.SetNodeStateRequest{Node: "a:1"}), code: codes.InvalidArgument, reason: core.RefuseState},
 		"a state of the future": {do: setState(&controllerv1.SetNodeStateRequest{Node: "a:1", State: 77}), code: codes.InvalidArgument, reason: core.RefuseState},
 		"balance too large":     {do: setBalance(&controllerv1.SetBalanceRequest{Node: "a:12121", Balance: 1 << 31}), code: codes.InvalidArgument, reason: core.RefuseBalance},
+		"target without port":   {do: handOver(&controllerv1.HandoverRequest{Node: "a:12121", Target: "b"}), code: codes.InvalidArgument, reason: ReasonNodeInvalid},
+		"handover of nobody":    {do: handOver(&controllerv1.HandoverRequest{Node: "x:1"}), code: codes.NotFound, reason: core.RefuseNoSuchNode},
+		"handover by the core":  {do: handOver(&controllerv1.HandoverRequest{Node: "a:12121"}), says: core.RefuseNotInSync, code: codes.FailedPrecondition, reason: core.RefuseNotInSync},
 		"balance of nobody":     {do: setBalance(&controllerv1.SetBalanceRequest{Node: "x:1"}), code: codes.NotFound, reason: core.RefuseNoSuchNode},
 		"of the core":           {do: pause(""), says: core.RefuseNote, code: codes.InvalidArgument, reason: core.RefuseNote},
 		"data loss":             {do: forceMaster(&controllerv1.ForceMasterRequest{Node: "b:12121"}), says: core.RefuseDataLoss, code: codes.FailedPrecondition, reason: core.RefuseDataLoss},

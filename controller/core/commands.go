@@ -55,6 +55,10 @@ func (w *work) command(c Command) {
 		if r.Reason = w.remove(key); r.Reason != "" {
 			r.Err = failRemove
 		}
+	case VerbMove:
+		if r.Err = w.move(c, key); r.Err == "" {
+			return // the reply comes when the order ends
+		}
 	case VerbForce:
 		r.Err = w.force(c, key)
 	case VerbImport:

@@ -56,7 +56,7 @@ func Invariants() []Invariant {
 		{"SeqOrder", "What is saved is not newer than what is being saved, and that not newer than what is decided.", seqOrder},
 		{"PersistBeforeBroadcast", "Every map handed out is the saved one.", persistBeforeBroadcast},
 		{"PersistBeforeReply", "No reply is given before the state it was decided on is saved.", persistBeforeReply},
-		{"OneReply", "Every command gets exactly one reply, at once or after the next save.", oneReply},
+		{"OneReply", "Every command gets exactly one reply, at once, after the next save, or when the order that it gives ends.", oneReply},
 		{"OnePersist", "At most one Persist is under way.", onePersist},
 		{"OneLease", "No two processes can hold a valid lease for one partition.", oneLease},
 		{"LeaseIsSaved", "A lease is granted only to the saved master of the partition, for its epoch.", leaseIsSaved},
@@ -578,12 +578,19 @@ func oneReply(t Transition) error {
 	for _, p := range t.Before.Replies {
 		count[p.Reply.ID]++
 	}
+	for _, o := range t.Before.Orders {
+		count[o.Command]++
+	}
 	if c, ok := t.Input.(Command); ok {
 		count[c.ID]++
 	}
 	for _, p := range t.After.Replies {
 		count[p.Reply.ID]--
 	}
+	for _, o := range t.After.Orders {
+		count[o.Command]--
+	}
+	delete(count, 0) // orders of nobody's command
 	for _, e := range t.Effects {
 		if r, ok := e.(Reply); ok {
 			count[r.ID]--

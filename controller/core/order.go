@@ -45,6 +45,9 @@ type Order struct {
 	Cause string // why it was given
 	Until int64  // when it counts as lost, or the pause is over
 	Fails int    // in a row
+	// Command is the ID of the operator's command that is answered when the order ends;
+	// 0 for none. Such an order is not given again.
+	Command uint64
 }
 
 // Times of orders, in milliseconds.
@@ -129,6 +132,11 @@ func (w *work) expireOrders() {
 func (w *work) endOrder(i int, reason string) {
 	s := &w.s
 	o := s.Orders[i]
+	if o.Command != 0 {
+		s.Orders = slices.Delete(s.Orders, i, i+1)
+		w.reply(Reply{ID: o.Command, Err: reason, Reason: reason})
+		return
+	}
 	if reason == "" {
 		s.Orders = slices.Delete(s.Orders, i, i+1)
 		return

@@ -4,10 +4,11 @@ package core
 type Outcome struct {
 	Decisions []Decision // changes of nodes' duties, in order
 	Events    []Event
+	Orders    []OrderNode
 	Reply     Reply // to a command
 }
 
-// Take adds the decisions and events among effects.
+// Take adds the decisions, events and orders among effects.
 func (o *Outcome) Take(effects []Effect) {
 	for _, e := range effects {
 		switch e := e.(type) {
@@ -15,6 +16,8 @@ func (o *Outcome) Take(effects []Effect) {
 			o.Decisions = append(o.Decisions, e)
 		case Event:
 			o.Events = append(o.Events, e)
+		case OrderNode:
+			o.Orders = append(o.Orders, e)
 		}
 	}
 }

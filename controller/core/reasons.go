@@ -94,6 +94,7 @@ const (
 	CauseDraining    = "node_draining"
 	CauseRebalance   = "rebalance"
 	CauseOrphans     = "orphan_keys"
+	CauseOperator    = ReasonOperator
 
 	// Why a command is refused. Where flarei has a text of its own for that, the text
 	// is the answer on the index protocol and the reason is for gRPC, metrics and logs.
@@ -126,6 +127,9 @@ const (
 	RefuseLease          = ReasonWaitingForLease // the former master may take writes still
 	RefuseNote           = "bad_note"            // none where one is needed, or too long
 	RefuseSeconds        = "bad_seconds"
+	RefuseNoAgent        = "no_agent" // of the registered process, who could be told
+	RefuseNoInSync       = "no_in_sync_replica"
+	RefuseRunning        = "already_running"
 	RefuseBeingAdded     = "partition_being_added"
 
 	// Why the map of another index server is not taken over.

@@ -24,6 +24,7 @@ import (
 //	add a:1                            and hello, role, state, behind, remove, shutdown; from=address
 //	                                   behind a command tells where it comes from
 //	handover a:1 b:1 e/s               by a master, with the epoch and the target's grant
+//	move a:1 [b:1]                     an operator has a master told to hand over
 //	force a:1 [partition] [allow_data_loss], pause WHY, resume, override SECONDS [WHY]
 //	join a:1 [instance] [held e/i]     add, hello, ping
 //	agent a:1 key=value ...            instance, alive, lsn, data, map, role, part, zone, serving, lease
@@ -426,6 +427,10 @@ func (w *scenario) command(f []string) {
 		c.AllowDataLoss, f = true, f[:last]
 	}
 	switch c.Verb {
+	case VerbMove:
+		if arg(2) != "" {
+			c.Target, c.TargetPort, err = topology.SplitKey(arg(2))
+		}
 	case VerbForce:
 		if arg(2) != "" {
 			c.Partition = w.number(arg(2))

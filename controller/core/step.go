@@ -399,6 +399,11 @@ func describeCommand(c Command) string {
 		return fmt.Sprintf("state %s %v", key, c.State) + lossy(c)
 	case VerbHandover:
 		return fmt.Sprintf("handover %s to %s grant=%d/%d", key, nodeKey(c.Target, c.TargetPort), c.Epoch, c.Session)
+	case VerbMove:
+		if c.Target == "" {
+			return "move " + key
+		}
+		return fmt.Sprintf("move %s to %s", key, nodeKey(c.Target, c.TargetPort))
 	case VerbForce:
 		return fmt.Sprintf("force %s partition=%d allow_data_loss=%t: %s", key, c.Partition, c.AllowDataLoss, c.Note)
 	case VerbPause:

@@ -150,6 +150,7 @@ const (
 	VerbShutdown Verb = "shutdown"
 	VerbImport   Verb = "import"   // by an operator: the map of another index server
 	VerbForce    Verb = "force"    // makes a node the master of a partition that has none
+	VerbMove     Verb = "move"     // tells a master to hand over; answered when it has
 	VerbPause    Verb = "pause"    // no roles change by themselves
 	VerbResume   Verb = "resume"   // ends a pause
 	VerbOverride Verb = "override" // roles change though the breaker is open

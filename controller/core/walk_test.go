@@ -230,6 +230,16 @@ func (w *world) pause(t *rapid.T) {
 	w.do(Command{Verb: rapid.SampledFrom([]Verb{VerbPause, VerbResume}).Draw(t, "verb"), Note: rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "note")}, nil)
 }
 
+// move lets an operator have a master told to hand over, perhaps to a certain node.
+func (w *world) move(t *rapid.T) {
+	c := w.command(w.pick(t).key, VerbMove)
+	if rapid.Bool().Draw(t, "named") {
+		to := w.command(w.pick(t).key, VerbMove)
+		c.Target, c.TargetPort = to.Name, to.Port
+	}
+	w.do(c, nil)
+}
+
 // override lets an operator allow what the breaker does not.
 func (w *world) override(t *rapid.T) {
 	w.do(Command{Verb: VerbOverride, Seconds: rapid.SampledFrom([]int{-1, 0, 1, 60}).Draw(t, "seconds")}, nil)

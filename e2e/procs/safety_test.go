@@ -299,3 +299,42 @@ func TestZoneLossHeld(t *testing.T) {
 		return nil
 	})
 }
+
+// TestHandoverByController has a master told by the controller to hand over, under load.
+func TestHandoverByController(t *testing.T) {
+	t.Parallel()
+	c := start(t, Options{Partitions: 1, Replicas: 2})
+	people := admin(t, c)
+	m := master(t, c, 0)
+	r := replicaOf(c, m)
+	l := startSteady(r.Addr, "moved")
+	defer l.stop()
+	if _, err := people.Handover(t.Context(), &controllerv1.HandoverRequest{Node: r.Addr}); reasonOf(err) != "not_master" {
+		t.Errorf("of a replica: %v", err)
+	}
+	if _, err := people.Handover(t.Context(), &controllerv1.HandoverRequest{Node: m.Addr, Target: m.Addr}); reasonOf(err) != "target_not_in_sync" {
+		t.Errorf("to itself: %v", err)
+	}
+	tried, err := people.Handover(t.Context(), &controllerv1.HandoverRequest{Node: m.Addr, DryRun: true})
+	if err != nil || tried.GetTarget() != r.Addr || tried.GetEpoch() != 0 {
+		t.Fatalf("a dry run: %v, %v", tried, err)
+	}
+	before, err := c.Topology(t.Context())
+	if err != nil || before.Partitions[0].Master != m.Addr {
+		t.Fatalf("after a dry run: %v, %v", before, err)
+	}
+	// A replica may just have lost its stream on a busy machine.
+	var done *controllerv1.HandoverResponse
+	eventually(t, 60*time.Second, "handed over", func() (err error) {
+		done, err = people.Handover(t.Context(), &controllerv1.HandoverRequest{Node: m.Addr, Target: r.Addr})
+		return err
+	})
+	if done.GetTarget() != r.Addr || done.GetEpoch() <= before.Partitions[0].Epoch {
+		t.Errorf("handed over to %s in epoch %d, from epoch %d", done.GetTarget(), done.GetEpoch(), before.Partitions[0].Epoch)
+	}
+	if now := master(t, c, 0); now != r {
+		t.Errorf("%s is the master, want %s", now.Addr, r.Addr)
+	}
+	waitReady(t, c)
+	l.check(t, m.Addr, false)
+}

@@ -663,12 +663,12 @@ const file_flare_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"_partition2i\n" +
 	"\x10AgentLinkService\x12U\n" +
-	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\xf4\n" +
-	"\n" +
+	"\x06Attach\x12\".flare.controller.v1.AttachRequest\x1a#.flare.controller.v1.AttachResponse(\x010\x012\xcd\v\n" +
 	"\x11ControllerService\x12`\n" +
 	"\vGetTopology\x12'.flare.controller.v1.GetTopologyRequest\x1a(.flare.controller.v1.GetTopologyResponse\x12h\n" +
 	"\rWatchTopology\x12).flare.controller.v1.WatchTopologyRequest\x1a*.flare.controller.v1.WatchTopologyResponse0\x01\x12K\n" +
-	"\x04Plan\x12 .flare.controller.v1.PlanRequest\x1a!.flare.controller.v1.PlanResponse\x12c\n" +
+	"\x04Plan\x12 .flare.controller.v1.PlanRequest\x1a!.flare.controller.v1.PlanResponse\x12W\n" +
+	"\bHandover\x12$.flare.controller.v1.HandoverRequest\x1a%.flare.controller.v1.HandoverResponse\x12c\n" +
 	"\fSetNodeState\x12(.flare.controller.v1.SetNodeStateRequest\x1a).flare.controller.v1.SetNodeStateResponse\x12]\n" +
 	"\n" +
 	"SetBalance\x12&.flare.controller.v1.SetBalanceRequest\x1a'.flare.controller.v1.SetBalanceResponse\x12`\n" +
@@ -715,29 +715,31 @@ var file_flare_controller_v1_controller_proto_goTypes = []any{
 	(v1.State)(0),                           // 16: flare.agent.v1.State
 	(*v1.Lsn)(nil),                          // 17: flare.agent.v1.Lsn
 	(*PlanRequest)(nil),                     // 18: flare.controller.v1.PlanRequest
-	(*SetNodeStateRequest)(nil),             // 19: flare.controller.v1.SetNodeStateRequest
-	(*SetBalanceRequest)(nil),               // 20: flare.controller.v1.SetBalanceRequest
-	(*ForceMasterRequest)(nil),              // 21: flare.controller.v1.ForceMasterRequest
-	(*PauseRequest)(nil),                    // 22: flare.controller.v1.PauseRequest
-	(*ResumeRequest)(nil),                   // 23: flare.controller.v1.ResumeRequest
-	(*OverrideBreakerRequest)(nil),          // 24: flare.controller.v1.OverrideBreakerRequest
-	(*StartClusterReplicationRequest)(nil),  // 25: flare.controller.v1.StartClusterReplicationRequest
-	(*CompareClustersRequest)(nil),          // 26: flare.controller.v1.CompareClustersRequest
-	(*CutOverRequest)(nil),                  // 27: flare.controller.v1.CutOverRequest
-	(*RollBackRequest)(nil),                 // 28: flare.controller.v1.RollBackRequest
-	(*ImportFlareXMLRequest)(nil),           // 29: flare.controller.v1.ImportFlareXMLRequest
-	(*PlanResponse)(nil),                    // 30: flare.controller.v1.PlanResponse
-	(*SetNodeStateResponse)(nil),            // 31: flare.controller.v1.SetNodeStateResponse
-	(*SetBalanceResponse)(nil),              // 32: flare.controller.v1.SetBalanceResponse
-	(*ForceMasterResponse)(nil),             // 33: flare.controller.v1.ForceMasterResponse
-	(*PauseResponse)(nil),                   // 34: flare.controller.v1.PauseResponse
-	(*ResumeResponse)(nil),                  // 35: flare.controller.v1.ResumeResponse
-	(*OverrideBreakerResponse)(nil),         // 36: flare.controller.v1.OverrideBreakerResponse
-	(*StartClusterReplicationResponse)(nil), // 37: flare.controller.v1.StartClusterReplicationResponse
-	(*CompareClustersResponse)(nil),         // 38: flare.controller.v1.CompareClustersResponse
-	(*CutOverResponse)(nil),                 // 39: flare.controller.v1.CutOverResponse
-	(*RollBackResponse)(nil),                // 40: flare.controller.v1.RollBackResponse
-	(*ImportFlareXMLResponse)(nil),          // 41: flare.controller.v1.ImportFlareXMLResponse
+	(*HandoverRequest)(nil),                 // 19: flare.controller.v1.HandoverRequest
+	(*SetNodeStateRequest)(nil),             // 20: flare.controller.v1.SetNodeStateRequest
+	(*SetBalanceRequest)(nil),               // 21: flare.controller.v1.SetBalanceRequest
+	(*ForceMasterRequest)(nil),              // 22: flare.controller.v1.ForceMasterRequest
+	(*PauseRequest)(nil),                    // 23: flare.controller.v1.PauseRequest
+	(*ResumeRequest)(nil),                   // 24: flare.controller.v1.ResumeRequest
+	(*OverrideBreakerRequest)(nil),          // 25: flare.controller.v1.OverrideBreakerRequest
+	(*StartClusterReplicationRequest)(nil),  // 26: flare.controller.v1.StartClusterReplicationRequest
+	(*CompareClustersRequest)(nil),          // 27: flare.controller.v1.CompareClustersRequest
+	(*CutOverRequest)(nil),                  // 28: flare.controller.v1.CutOverRequest
+	(*RollBackRequest)(nil),                 // 29: flare.controller.v1.RollBackRequest
+	(*ImportFlareXMLRequest)(nil),           // 30: flare.controller.v1.ImportFlareXMLRequest
+	(*PlanResponse)(nil),                    // 31: flare.controller.v1.PlanResponse
+	(*HandoverResponse)(nil),                // 32: flare.controller.v1.HandoverResponse
+	(*SetNodeStateResponse)(nil),            // 33: flare.controller.v1.SetNodeStateResponse
+	(*SetBalanceResponse)(nil),              // 34: flare.controller.v1.SetBalanceResponse
+	(*ForceMasterResponse)(nil),             // 35: flare.controller.v1.ForceMasterResponse
+	(*PauseResponse)(nil),                   // 36: flare.controller.v1.PauseResponse
+	(*ResumeResponse)(nil),                  // 37: flare.controller.v1.ResumeResponse
+	(*OverrideBreakerResponse)(nil),         // 38: flare.controller.v1.OverrideBreakerResponse
+	(*StartClusterReplicationResponse)(nil), // 39: flare.controller.v1.StartClusterReplicationResponse
+	(*CompareClustersResponse)(nil),         // 40: flare.controller.v1.CompareClustersResponse
+	(*CutOverResponse)(nil),                 // 41: flare.controller.v1.CutOverResponse
+	(*RollBackResponse)(nil),                // 42: flare.controller.v1.RollBackResponse
+	(*ImportFlareXMLResponse)(nil),          // 43: flare.controller.v1.ImportFlareXMLResponse
 }
 var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	9,  // 0: flare.controller.v1.AttachRequest.status:type_name -> flare.agent.v1.AgentStatus
@@ -757,34 +759,36 @@ var file_flare_controller_v1_controller_proto_depIdxs = []int32{
 	2,  // 14: flare.controller.v1.ControllerService.GetTopology:input_type -> flare.controller.v1.GetTopologyRequest
 	4,  // 15: flare.controller.v1.ControllerService.WatchTopology:input_type -> flare.controller.v1.WatchTopologyRequest
 	18, // 16: flare.controller.v1.ControllerService.Plan:input_type -> flare.controller.v1.PlanRequest
-	19, // 17: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
-	20, // 18: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
-	21, // 19: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
-	22, // 20: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
-	23, // 21: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
-	24, // 22: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
-	25, // 23: flare.controller.v1.ControllerService.StartClusterReplication:input_type -> flare.controller.v1.StartClusterReplicationRequest
-	26, // 24: flare.controller.v1.ControllerService.CompareClusters:input_type -> flare.controller.v1.CompareClustersRequest
-	27, // 25: flare.controller.v1.ControllerService.CutOver:input_type -> flare.controller.v1.CutOverRequest
-	28, // 26: flare.controller.v1.ControllerService.RollBack:input_type -> flare.controller.v1.RollBackRequest
-	29, // 27: flare.controller.v1.ControllerService.ImportFlareXML:input_type -> flare.controller.v1.ImportFlareXMLRequest
-	1,  // 28: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
-	3,  // 29: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
-	5,  // 30: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
-	30, // 31: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
-	31, // 32: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
-	32, // 33: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
-	33, // 34: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
-	34, // 35: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
-	35, // 36: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
-	36, // 37: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
-	37, // 38: flare.controller.v1.ControllerService.StartClusterReplication:output_type -> flare.controller.v1.StartClusterReplicationResponse
-	38, // 39: flare.controller.v1.ControllerService.CompareClusters:output_type -> flare.controller.v1.CompareClustersResponse
-	39, // 40: flare.controller.v1.ControllerService.CutOver:output_type -> flare.controller.v1.CutOverResponse
-	40, // 41: flare.controller.v1.ControllerService.RollBack:output_type -> flare.controller.v1.RollBackResponse
-	41, // 42: flare.controller.v1.ControllerService.ImportFlareXML:output_type -> flare.controller.v1.ImportFlareXMLResponse
-	28, // [28:43] is the sub-list for method output_type
-	13, // [13:28] is the sub-list for method input_type
+	19, // 17: flare.controller.v1.ControllerService.Handover:input_type -> flare.controller.v1.HandoverRequest
+	20, // 18: flare.controller.v1.ControllerService.SetNodeState:input_type -> flare.controller.v1.SetNodeStateRequest
+	21, // 19: flare.controller.v1.ControllerService.SetBalance:input_type -> flare.controller.v1.SetBalanceRequest
+	22, // 20: flare.controller.v1.ControllerService.ForceMaster:input_type -> flare.controller.v1.ForceMasterRequest
+	23, // 21: flare.controller.v1.ControllerService.Pause:input_type -> flare.controller.v1.PauseRequest
+	24, // 22: flare.controller.v1.ControllerService.Resume:input_type -> flare.controller.v1.ResumeRequest
+	25, // 23: flare.controller.v1.ControllerService.OverrideBreaker:input_type -> flare.controller.v1.OverrideBreakerRequest
+	26, // 24: flare.controller.v1.ControllerService.StartClusterReplication:input_type -> flare.controller.v1.StartClusterReplicationRequest
+	27, // 25: flare.controller.v1.ControllerService.CompareClusters:input_type -> flare.controller.v1.CompareClustersRequest
+	28, // 26: flare.controller.v1.ControllerService.CutOver:input_type -> flare.controller.v1.CutOverRequest
+	29, // 27: flare.controller.v1.ControllerService.RollBack:input_type -> flare.controller.v1.RollBackRequest
+	30, // 28: flare.controller.v1.ControllerService.ImportFlareXML:input_type -> flare.controller.v1.ImportFlareXMLRequest
+	1,  // 29: flare.controller.v1.AgentLinkService.Attach:output_type -> flare.controller.v1.AttachResponse
+	3,  // 30: flare.controller.v1.ControllerService.GetTopology:output_type -> flare.controller.v1.GetTopologyResponse
+	5,  // 31: flare.controller.v1.ControllerService.WatchTopology:output_type -> flare.controller.v1.WatchTopologyResponse
+	31, // 32: flare.controller.v1.ControllerService.Plan:output_type -> flare.controller.v1.PlanResponse
+	32, // 33: flare.controller.v1.ControllerService.Handover:output_type -> flare.controller.v1.HandoverResponse
+	33, // 34: flare.controller.v1.ControllerService.SetNodeState:output_type -> flare.controller.v1.SetNodeStateResponse
+	34, // 35: flare.controller.v1.ControllerService.SetBalance:output_type -> flare.controller.v1.SetBalanceResponse
+	35, // 36: flare.controller.v1.ControllerService.ForceMaster:output_type -> flare.controller.v1.ForceMasterResponse
+	36, // 37: flare.controller.v1.ControllerService.Pause:output_type -> flare.controller.v1.PauseResponse
+	37, // 38: flare.controller.v1.ControllerService.Resume:output_type -> flare.controller.v1.ResumeResponse
+	38, // 39: flare.controller.v1.ControllerService.OverrideBreaker:output_type -> flare.controller.v1.OverrideBreakerResponse
+	39, // 40: flare.controller.v1.ControllerService.StartClusterReplication:output_type -> flare.controller.v1.StartClusterReplicationResponse
+	40, // 41: flare.controller.v1.ControllerService.CompareClusters:output_type -> flare.controller.v1.CompareClustersResponse
+	41, // 42: flare.controller.v1.ControllerService.CutOver:output_type -> flare.controller.v1.CutOverResponse
+	42, // 43: flare.controller.v1.ControllerService.RollBack:output_type -> flare.controller.v1.RollBackResponse
+	43, // 44: flare.controller.v1.ControllerService.ImportFlareXML:output_type -> flare.controller.v1.ImportFlareXMLResponse
+	29, // [29:45] is the sub-list for method output_type
+	13, // [13:29] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name

@@ -128,6 +128,7 @@ const (
 	ControllerService_GetTopology_FullMethodName             = "/flare.controller.v1.ControllerService/GetTopology"
 	ControllerService_WatchTopology_FullMethodName           = "/flare.controller.v1.ControllerService/WatchTopology"
 	ControllerService_Plan_FullMethodName                    = "/flare.controller.v1.ControllerService/Plan"
+	ControllerService_Handover_FullMethodName                = "/flare.controller.v1.ControllerService/Handover"
 	ControllerService_SetNodeState_FullMethodName            = "/flare.controller.v1.ControllerService/SetNodeState"
 	ControllerService_SetBalance_FullMethodName              = "/flare.controller.v1.ControllerService/SetBalance"
 	ControllerService_ForceMaster_FullMethodName             = "/flare.controller.v1.ControllerService/ForceMaster"
@@ -153,6 +154,11 @@ type ControllerServiceClient interface {
 	WatchTopology(ctx context.Context, in *WatchTopologyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTopologyResponse], error)
 	// Plan tells what a spec would bring about, and changes nothing.
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
+	// Handover has a master hand over by its agent: clients see a pause and no error, and
+	// what cannot be done is taken back. It answers when it is done. Refusals: no_such_node,
+	// not_master, no_agent, no_in_sync_replica, target_not_in_sync, already_running,
+	// order_lost (nothing more was heard of the node), and those of AgentService.Handover.
+	Handover(ctx context.Context, in *HandoverRequest, opts ...grpc.CallOption) (*HandoverResponse, error)
 	// SetNodeState is node state of the index protocol: it takes a node down, or tells
 	// that a filled one is ready or active. Refusals: no_such_node, bad_state,
 	// not_preparing, not_ready, bad_partition, grant_required (only its master knows
@@ -239,6 +245,16 @@ func (c *controllerServiceClient) Plan(ctx context.Context, in *PlanRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PlanResponse)
 	err := c.cc.Invoke(ctx, ControllerService_Plan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) Handover(ctx context.Context, in *HandoverRequest, opts ...grpc.CallOption) (*HandoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HandoverResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Handover_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -376,6 +392,11 @@ type ControllerServiceServer interface {
 	WatchTopology(*WatchTopologyRequest, grpc.ServerStreamingServer[WatchTopologyResponse]) error
 	// Plan tells what a spec would bring about, and changes nothing.
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
+	// Handover has a master hand over by its agent: clients see a pause and no error, and
+	// what cannot be done is taken back. It answers when it is done. Refusals: no_such_node,
+	// not_master, no_agent, no_in_sync_replica, target_not_in_sync, already_running,
+	// order_lost (nothing more was heard of the node), and those of AgentService.Handover.
+	Handover(context.Context, *HandoverRequest) (*HandoverResponse, error)
 	// SetNodeState is node state of the index protocol: it takes a node down, or tells
 	// that a filled one is ready or active. Refusals: no_such_node, bad_state,
 	// not_preparing, not_ready, bad_partition, grant_required (only its master knows
@@ -437,6 +458,9 @@ func (UnimplementedControllerServiceServer) WatchTopology(*WatchTopologyRequest,
 }
 func (UnimplementedControllerServiceServer) Plan(context.Context, *PlanRequest) (*PlanResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Plan not implemented")
+}
+func (UnimplementedControllerServiceServer) Handover(context.Context, *HandoverRequest) (*HandoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Handover not implemented")
 }
 func (UnimplementedControllerServiceServer) SetNodeState(context.Context, *SetNodeStateRequest) (*SetNodeStateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetNodeState not implemented")
@@ -535,6 +559,24 @@ func _ControllerService_Plan_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControllerServiceServer).Plan(ctx, req.(*PlanRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_Handover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HandoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Handover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Handover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Handover(ctx, req.(*HandoverRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -744,6 +786,10 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Plan",
 			Handler:    _ControllerService_Plan_Handler,
+		},
+		{
+			MethodName: "Handover",
+			Handler:    _ControllerService_Handover_Handler,
 		},
 		{
 			MethodName: "SetNodeState",

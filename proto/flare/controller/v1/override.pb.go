@@ -537,6 +537,143 @@ func (x *SetBalanceResponse) GetOutcome() *Outcome {
 	return nil
 }
 
+// HandoverRequest names the master that shall give its role away.
+type HandoverRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port of an active master.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// host:port of a replica in sync; empty for the one that suits best.
+	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// Whether to tell only what would be done, or why it would not.
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandoverRequest) Reset() {
+	*x = HandoverRequest{}
+	mi := &file_flare_controller_v1_override_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoverRequest) ProtoMessage() {}
+
+func (x *HandoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_controller_v1_override_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoverRequest.ProtoReflect.Descriptor instead.
+func (*HandoverRequest) Descriptor() ([]byte, []int) {
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *HandoverRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *HandoverRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *HandoverRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// HandoverResponse tells what was done.
+type HandoverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was done.
+	Outcome *Outcome `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// The partition; always present.
+	Partition *uint32 `protobuf:"varint,2,opt,name=partition,proto3,oneof" json:"partition,omitempty"`
+	// host:port of the replica that became, or would become, its master.
+	Target string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// Epoch in which it leads; 0 of a dry run.
+	Epoch         uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandoverResponse) Reset() {
+	*x = HandoverResponse{}
+	mi := &file_flare_controller_v1_override_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoverResponse) ProtoMessage() {}
+
+func (x *HandoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flare_controller_v1_override_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoverResponse.ProtoReflect.Descriptor instead.
+func (*HandoverResponse) Descriptor() ([]byte, []int) {
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *HandoverResponse) GetOutcome() *Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *HandoverResponse) GetPartition() uint32 {
+	if x != nil && x.Partition != nil {
+		return *x.Partition
+	}
+	return 0
+}
+
+func (x *HandoverResponse) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *HandoverResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 // ForceMasterRequest names who shall be the master of a partition that has none.
 type ForceMasterRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -557,7 +694,7 @@ type ForceMasterRequest struct {
 
 func (x *ForceMasterRequest) Reset() {
 	*x = ForceMasterRequest{}
-	mi := &file_flare_controller_v1_override_proto_msgTypes[8]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +706,7 @@ func (x *ForceMasterRequest) String() string {
 func (*ForceMasterRequest) ProtoMessage() {}
 
 func (x *ForceMasterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_controller_v1_override_proto_msgTypes[8]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +719,7 @@ func (x *ForceMasterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceMasterRequest.ProtoReflect.Descriptor instead.
 func (*ForceMasterRequest) Descriptor() ([]byte, []int) {
-	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{8}
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ForceMasterRequest) GetNode() string {
@@ -631,7 +768,7 @@ type ForceMasterResponse struct {
 
 func (x *ForceMasterResponse) Reset() {
 	*x = ForceMasterResponse{}
-	mi := &file_flare_controller_v1_override_proto_msgTypes[9]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +780,7 @@ func (x *ForceMasterResponse) String() string {
 func (*ForceMasterResponse) ProtoMessage() {}
 
 func (x *ForceMasterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_controller_v1_override_proto_msgTypes[9]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +793,7 @@ func (x *ForceMasterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceMasterResponse.ProtoReflect.Descriptor instead.
 func (*ForceMasterResponse) Descriptor() ([]byte, []int) {
-	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{9}
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ForceMasterResponse) GetOutcome() *Outcome {
@@ -679,7 +816,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_flare_controller_v1_override_proto_msgTypes[10]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +828,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_controller_v1_override_proto_msgTypes[10]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +841,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{10}
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PauseRequest) GetReason() string {
@@ -732,7 +869,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_flare_controller_v1_override_proto_msgTypes[11]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +881,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_controller_v1_override_proto_msgTypes[11]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +894,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{11}
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PauseResponse) GetOutcome() *Outcome {
@@ -778,7 +915,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_flare_controller_v1_override_proto_msgTypes[12]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +927,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_controller_v1_override_proto_msgTypes[12]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +940,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{12}
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResumeRequest) GetDryRun() bool {
@@ -824,7 +961,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_flare_controller_v1_override_proto_msgTypes[13]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +973,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_controller_v1_override_proto_msgTypes[13]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +986,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{13}
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResumeResponse) GetOutcome() *Outcome {
@@ -875,7 +1012,7 @@ type OverrideBreakerRequest struct {
 
 func (x *OverrideBreakerRequest) Reset() {
 	*x = OverrideBreakerRequest{}
-	mi := &file_flare_controller_v1_override_proto_msgTypes[14]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1024,7 @@ func (x *OverrideBreakerRequest) String() string {
 func (*OverrideBreakerRequest) ProtoMessage() {}
 
 func (x *OverrideBreakerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_controller_v1_override_proto_msgTypes[14]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1037,7 @@ func (x *OverrideBreakerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverrideBreakerRequest.ProtoReflect.Descriptor instead.
 func (*OverrideBreakerRequest) Descriptor() ([]byte, []int) {
-	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{14}
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OverrideBreakerRequest) GetSeconds() uint32 {
@@ -935,7 +1072,7 @@ type OverrideBreakerResponse struct {
 
 func (x *OverrideBreakerResponse) Reset() {
 	*x = OverrideBreakerResponse{}
-	mi := &file_flare_controller_v1_override_proto_msgTypes[15]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1084,7 @@ func (x *OverrideBreakerResponse) String() string {
 func (*OverrideBreakerResponse) ProtoMessage() {}
 
 func (x *OverrideBreakerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flare_controller_v1_override_proto_msgTypes[15]
+	mi := &file_flare_controller_v1_override_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1097,7 @@ func (x *OverrideBreakerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverrideBreakerResponse.ProtoReflect.Descriptor instead.
 func (*OverrideBreakerResponse) Descriptor() ([]byte, []int) {
-	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{15}
+	return file_flare_controller_v1_override_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *OverrideBreakerResponse) GetOutcome() *Outcome {
@@ -1008,7 +1145,18 @@ const file_flare_controller_v1_override_proto_rawDesc = "" +
 	"\abalance\x18\x02 \x01(\rR\abalance\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"L\n" +
 	"\x12SetBalanceResponse\x126\n" +
-	"\aoutcome\x18\x01 \x01(\v2\x1c.flare.controller.v1.OutcomeR\aoutcome\"\xb2\x01\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x1c.flare.controller.v1.OutcomeR\aoutcome\"V\n" +
+	"\x0fHandoverRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\xa9\x01\n" +
+	"\x10HandoverResponse\x126\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x1c.flare.controller.v1.OutcomeR\aoutcome\x12!\n" +
+	"\tpartition\x18\x02 \x01(\rH\x00R\tpartition\x88\x01\x01\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epochB\f\n" +
+	"\n" +
+	"_partition\"\xb2\x01\n" +
 	"\x12ForceMasterRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
 	"\tpartition\x18\x02 \x01(\rH\x00R\tpartition\x88\x01\x01\x12&\n" +
@@ -1047,7 +1195,7 @@ func file_flare_controller_v1_override_proto_rawDescGZIP() []byte {
 	return file_flare_controller_v1_override_proto_rawDescData
 }
 
-var file_flare_controller_v1_override_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_flare_controller_v1_override_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_flare_controller_v1_override_proto_goTypes = []any{
 	(*Outcome)(nil),                 // 0: flare.controller.v1.Outcome
 	(*DutyChange)(nil),              // 1: flare.controller.v1.DutyChange
@@ -1057,31 +1205,34 @@ var file_flare_controller_v1_override_proto_goTypes = []any{
 	(*SetNodeStateResponse)(nil),    // 5: flare.controller.v1.SetNodeStateResponse
 	(*SetBalanceRequest)(nil),       // 6: flare.controller.v1.SetBalanceRequest
 	(*SetBalanceResponse)(nil),      // 7: flare.controller.v1.SetBalanceResponse
-	(*ForceMasterRequest)(nil),      // 8: flare.controller.v1.ForceMasterRequest
-	(*ForceMasterResponse)(nil),     // 9: flare.controller.v1.ForceMasterResponse
-	(*PauseRequest)(nil),            // 10: flare.controller.v1.PauseRequest
-	(*PauseResponse)(nil),           // 11: flare.controller.v1.PauseResponse
-	(*ResumeRequest)(nil),           // 12: flare.controller.v1.ResumeRequest
-	(*ResumeResponse)(nil),          // 13: flare.controller.v1.ResumeResponse
-	(*OverrideBreakerRequest)(nil),  // 14: flare.controller.v1.OverrideBreakerRequest
-	(*OverrideBreakerResponse)(nil), // 15: flare.controller.v1.OverrideBreakerResponse
-	(v1.State)(0),                   // 16: flare.agent.v1.State
+	(*HandoverRequest)(nil),         // 8: flare.controller.v1.HandoverRequest
+	(*HandoverResponse)(nil),        // 9: flare.controller.v1.HandoverResponse
+	(*ForceMasterRequest)(nil),      // 10: flare.controller.v1.ForceMasterRequest
+	(*ForceMasterResponse)(nil),     // 11: flare.controller.v1.ForceMasterResponse
+	(*PauseRequest)(nil),            // 12: flare.controller.v1.PauseRequest
+	(*PauseResponse)(nil),           // 13: flare.controller.v1.PauseResponse
+	(*ResumeRequest)(nil),           // 14: flare.controller.v1.ResumeRequest
+	(*ResumeResponse)(nil),          // 15: flare.controller.v1.ResumeResponse
+	(*OverrideBreakerRequest)(nil),  // 16: flare.controller.v1.OverrideBreakerRequest
+	(*OverrideBreakerResponse)(nil), // 17: flare.controller.v1.OverrideBreakerResponse
+	(v1.State)(0),                   // 18: flare.agent.v1.State
 }
 var file_flare_controller_v1_override_proto_depIdxs = []int32{
 	1,  // 0: flare.controller.v1.Outcome.changes:type_name -> flare.controller.v1.DutyChange
 	2,  // 1: flare.controller.v1.Outcome.notices:type_name -> flare.controller.v1.Notice
-	16, // 2: flare.controller.v1.SetNodeStateRequest.state:type_name -> flare.agent.v1.State
+	18, // 2: flare.controller.v1.SetNodeStateRequest.state:type_name -> flare.agent.v1.State
 	0,  // 3: flare.controller.v1.SetNodeStateResponse.outcome:type_name -> flare.controller.v1.Outcome
 	0,  // 4: flare.controller.v1.SetBalanceResponse.outcome:type_name -> flare.controller.v1.Outcome
-	0,  // 5: flare.controller.v1.ForceMasterResponse.outcome:type_name -> flare.controller.v1.Outcome
-	0,  // 6: flare.controller.v1.PauseResponse.outcome:type_name -> flare.controller.v1.Outcome
-	0,  // 7: flare.controller.v1.ResumeResponse.outcome:type_name -> flare.controller.v1.Outcome
-	0,  // 8: flare.controller.v1.OverrideBreakerResponse.outcome:type_name -> flare.controller.v1.Outcome
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	0,  // 5: flare.controller.v1.HandoverResponse.outcome:type_name -> flare.controller.v1.Outcome
+	0,  // 6: flare.controller.v1.ForceMasterResponse.outcome:type_name -> flare.controller.v1.Outcome
+	0,  // 7: flare.controller.v1.PauseResponse.outcome:type_name -> flare.controller.v1.Outcome
+	0,  // 8: flare.controller.v1.ResumeResponse.outcome:type_name -> flare.controller.v1.Outcome
+	0,  // 9: flare.controller.v1.OverrideBreakerResponse.outcome:type_name -> flare.controller.v1.Outcome
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_flare_controller_v1_override_proto_init() }
@@ -1089,14 +1240,15 @@ func file_flare_controller_v1_override_proto_init() {
 	if File_flare_controller_v1_override_proto != nil {
 		return
 	}
-	file_flare_controller_v1_override_proto_msgTypes[8].OneofWrappers = []any{}
+	file_flare_controller_v1_override_proto_msgTypes[9].OneofWrappers = []any{}
+	file_flare_controller_v1_override_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flare_controller_v1_override_proto_rawDesc), len(file_flare_controller_v1_override_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
