@@ -128,7 +128,9 @@ func (w *work) add(c Command, key string) string {
 			// Whoever tries is not the one who may still be writing, and tries again.
 		case n.Extended && !w.confirmed(*n):
 			w.down(key, ReasonReregistered, true)
-		case !n.Extended && n.Role == topology.Proxy && o.AddTries >= addTries:
+		case !n.Extended && (n.Role == topology.Proxy || n.Instance != "") && o.AddTries >= addTries && !w.writable(*n, ReasonReregistered):
+			// A plain proxy; or one that was registered by somebody else after it had said
+			// hello: its own process would try for ever.
 			w.down(key, ReasonReregistered, true)
 		}
 		return RefuseNodeUp
