@@ -310,6 +310,13 @@ func (w *ideal) report(n Node, o Seen) AgentReport {
 		r.DataPartition = n.Partition
 		r.LSN = w.position(n.Partition)
 	}
+	r.Filled, r.Yielded = 0, 0
+	switch g := w.s.Durable.Growth; {
+	case n.Key() == g.Node:
+		r.Filled = r.MapVersion
+	case n.Role == topology.Master && g.Switch != 0:
+		r.Yielded = g.Epoch
+	}
 	r.ConfigGeneration, r.ConfigRejected, r.ConfigPending, r.ConfigMessage = w.s.ConfigWritten.Generation, false, false, ""
 	return r
 }
@@ -335,8 +342,12 @@ func (w *ideal) act() {
 	}
 	for _, n := range w.s.Saved.clone().Nodes {
 		c := w.command(n, VerbState)
-		switch m := activeMaster(w.s.Saved, n.Partition); {
-		case n.Role == topology.Master && n.State == topology.Prepare:
+		m := activeMaster(w.s.Saved, n.Partition)
+		if n.Partition == len(w.s.Saved.Partitions) {
+			m = w.s.Saved.Growth.Node // its replicas follow it from the start
+		}
+		switch {
+		case n.Role == topology.Master && n.State == topology.Prepare && n.Key() != m:
 			c.State = topology.Ready
 		case n.Role == topology.Slave && n.State == topology.Prepare && m != "":
 			c.State = topology.Active
