@@ -178,12 +178,16 @@ func (w *work) assign() {
 		w.suspendGrowth(r)
 		return
 	}
+	lost := s.Blocked
 	w.shrink()
 	w.fill()
 	w.grow()
 	w.evacuate()
 	w.purgeOrphans()
 	w.rebalance()
+	if lost.Reason != "" {
+		s.Blocked = lost // a partition that takes no writes matters more than what else waits
+	}
 }
 
 // bootstrap gives every partition its first master at once: with fewer, keys
