@@ -233,6 +233,8 @@ func (c *compiler) plain(t reflect.Type) node {
 		return c.slice(t)
 	case reflect.Array:
 		return c.array(t)
+	case reflect.Pointer:
+		return c.pointer(t)
 	}
 	panic(fmt.Sprintf("model: %v cannot be packed: a state is plain data", t))
 }
@@ -329,6 +331,29 @@ func (c *compiler) slice(t reflect.Type) node {
 			reflect.NewAt(t, p).Elem().Set(v)
 		},
 	}, func(p unsafe.Pointer) bool { return (*sliceHeader)(p).len == 0 }}
+}
+
+// pointer packs what it points to; each unpacked value has its own.
+func (c *compiler) pointer(t reflect.Type) node {
+	elem := c.compile(t.Elem())
+	return node{codec{
+		func(w *packing, p unsafe.Pointer) {
+			v := *(*unsafe.Pointer)(p)
+			if v == nil {
+				w.b = append(w.b, 0)
+				return
+			}
+			w.b = append(w.b, 1)
+			elem.pack(w, v)
+		},
+		func(r *unpacking, p unsafe.Pointer) {
+			if r.uvarint() != 0 {
+				v := reflect.New(t.Elem())
+				elem.unpack(r, v.UnsafePointer())
+				reflect.NewAt(t, p).Elem().Set(v)
+			}
+		},
+	}, func(p unsafe.Pointer) bool { return *(*unsafe.Pointer)(p) == nil }}
 }
 
 func (c *compiler) array(t reflect.Type) node {
