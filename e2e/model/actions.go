@@ -544,7 +544,7 @@ func (m *Model) Apply(w *World, a Action) error {
 		}
 		switch letter.Kind {
 		case MailCommand:
-			letter.Command.ID = kindIgnored
+			letter.Command.ID = w.strangerID()
 			w.input(letter.Command)
 		case MailReport:
 			letter.Report.Now = w.Now
@@ -648,12 +648,24 @@ const (
 func (w *World) command(i, kind, about int, c core.Command) {
 	c.ID = uint64(kind | i<<4 | w.Nodes[i].Inc<<8 | about<<16)
 	if kind == kindIgnored {
-		c.ID = kindIgnored
+		c.ID = w.strangerID()
 	}
 	if c.Name == "" {
 		c.Name, c.Port = nodeName(i), 1
 	}
 	w.input(c)
+}
+
+// strangers is where the IDs of commands begin that nobody waits for.
+const strangers = 1 << 24
+
+// strangerID returns an ID that no command has which is not replied to yet.
+func (w *World) strangerID() uint64 {
+	id := uint64(strangers)
+	for slices.ContainsFunc(w.Ctl.State.Replies, func(p core.PendingReply) bool { return p.Reply.ID == id }) {
+		id++
+	}
+	return id
 }
 
 func nodeName(i int) string { return strings.TrimSuffix(nodeKey(i), ":1") }
@@ -686,7 +698,7 @@ func (w *World) handAsk(i int) core.Command {
 // reply hands a reply to the node that waits for it, or ends its connection.
 func (w *World) reply(r core.Reply, lost bool) {
 	kind, i, inc, about := int(r.ID)&15, int(r.ID)>>4&15, int(r.ID)>>8&255, int(r.ID)>>16
-	if kind == kindIgnored {
+	if r.ID >= strangers {
 		return
 	}
 	n := &w.Nodes[i]
