@@ -74,6 +74,18 @@ func (w *World) settle() {
 	w.fail("ComesToRest", "without time passing something goes on happening: %v", last)
 }
 
+// until lets things happen in the order of settle, and time pass where nothing else can,
+// until reached says so.
+func (w *World) until(reached func() bool) {
+	for range 1000 {
+		if w.broken != nil || reached() {
+			return
+		}
+		w.broken = w.m.Apply(w, w.m.Actions(w, nil)[0])
+	}
+	w.fail("ComesToRest", "the world does not get where it is to begin\n%s", w.Summary())
+}
+
 // Liveness tells what became of looking whether every state leads to the desired one.
 type Liveness struct {
 	States    uint64 // that were looked at

@@ -16,7 +16,7 @@ func Mutations() []Mutation {
 		{"skip the lease", "detect.go", "case w.writable(n, reason):", "case false:", "fast-cut"},
 		{"promote from Prepare", "transitions.go", "if n.Role != topology.Slave || n.State != topology.Active {\n\t\t\tcontinue\n\t\t}\n\t\t_, lsn", "if n.Role != topology.Slave {\n\t\t\tcontinue\n\t\t}\n\t\t_, lsn", "lag"},
 		{"broadcast before persist", "step.go", "u := MapUpdate{Map: s.Saved.Map()}", "u := MapUpdate{Map: s.Durable.Map()}", "fast-crash"},
-		{"ignore the epoch of a grant", "commands.go", "case g.Epoch != w.s.Durable.epoch(n.Partition):", "case false:", "grants-crash"},
+		{"ignore the epoch of a grant", "commands.go", "case g.Epoch != w.s.Durable.epoch(n.Partition):", "case false:", "rejoin"},
 		{"drop the grace period", "detect.go", "if !s.GraceOver {", "if false {", "fast-takeover"},
 		{"forget which grants were taken back", "commands.go", "case !g.After(n.Floor):", "case false:", "grants"},
 		{"no new epoch for a new master", "transitions.go", "d.Partitions[partition].Epoch++", "", "fast-crash"},

@@ -198,6 +198,7 @@ type Model struct {
 	Budget     Budget
 	Policy     core.FailoverPolicy // Grace 0 for ten seconds
 	Empty      bool                // it begins before the cluster is formed
+	Rejoining  bool                // it begins when node 1 has died, is back, and was told to be in sync
 	NoMembers  bool                // nobody keeps a list of the nodes
 	Checks     []string
 
@@ -324,6 +325,10 @@ func (m *Model) Initial() []*World {
 	if _, err := w.calm(m.newWorker(), func(fingerprint) bool { return false }); err != nil {
 		w.broken = err
 		return []*World{w} // the first check tells
+	}
+	if m.Rejoining {
+		w.crash(1)
+		w.until(func() bool { return w.Nodes[1].Claim != (core.Grant{}) })
 	}
 	w.Left = m.Budget
 	return []*World{w}
