@@ -26,7 +26,11 @@ import (
 // agents the one that started later counts, whoever connects last: a pod that
 // is deleted without grace lives on for a while beside its successor.
 type links struct {
-	mu sync.Mutex
+	// changing is held while a link comes or goes, until the core has taken the news.
+	// The core hands leases and orders over meanwhile, for which it must not wait.
+	changing sync.Mutex
+
+	mu sync.Mutex // held for a moment only
 	by map[string]*link
 }
 
@@ -43,6 +47,8 @@ type link struct {
 // attach makes a new link speak for a node, unless who opened it may not: the
 // answer then says why.
 func (ls *links) attach(node, from string, started time.Time, members core.Members) (*link, error) {
+	ls.changing.Lock()
+	defer ls.changing.Unlock()
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	old := ls.by[node]
@@ -88,15 +94,19 @@ func refuseAgent(node, from string, started time.Time, present *link, members co
 }
 
 // detach forgets l and calls lost if l was the link that spoke for its node.
-// The lock is held meanwhile, so that no report of a newer link overtakes it.
+// No link comes meanwhile, so that no report of a newer one overtakes it.
 func (ls *links) detach(l *link, lost func()) {
+	ls.changing.Lock()
+	defer ls.changing.Unlock()
 	ls.mu.Lock()
-	defer ls.mu.Unlock()
-	if ls.by[l.node] != l {
-		return
+	spoke := ls.by[l.node] == l
+	if spoke {
+		delete(ls.by, l.node)
 	}
-	delete(ls.by, l.node)
-	lost()
+	ls.mu.Unlock()
+	if spoke {
+		lost()
+	}
 }
 
 // grant hands a lease to the link that speaks for its node, if there is one. A later

@@ -87,3 +87,49 @@ func TestAgentOfAnotherPod(t *testing.T) {
 	}
 	speak()
 }
+
+// crowded is a cluster whose core takes the news of a lost agent only when it is told.
+type crowded struct {
+	*fakeCluster
+	lost, taken chan struct{}
+}
+
+func (c *crowded) Observe(in core.Input) {
+	if _, ok := in.(core.AgentLost); ok {
+		close(c.lost)
+		<-c.taken
+	}
+	c.fakeCluster.Observe(in)
+}
+
+// TestGrantsWhileAnAgentIsLost hands leases and orders over while the core, which does
+// so, has not taken the news of a lost agent yet: with its queue full it waited for the
+// links, and they for it, for ever.
+func TestGrantsWhileAnAgentIsLost(t *testing.T) {
+	f := start(t, Config{})
+	cluster := &crowded{newFakeCluster(sample), make(chan struct{}), make(chan struct{})}
+	defer f.Lead(cluster)()
+	link := attach(t, f)
+	if err := link.Send(report("b:12121")); err != nil {
+		t.Fatal(err)
+	}
+	cluster.next(t)
+	if err := link.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	<-cluster.lost
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.Grant(core.GrantLease{Key: "b:12121"})
+		f.Order(core.OrderNode{Key: "b:12121"})
+		_ = f.links.count()
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Error("the core waits for the links")
+	}
+	close(cluster.taken)
+	<-done
+}
