@@ -93,7 +93,9 @@ func (l *lane) connect(ctx context.Context, peer string, all *connections) (fres
 // exchange sends what is in buf and gives the answers to fn, one for each of
 // sent. After an error the connection is closed.
 func (l *lane) exchange(ctx context.Context, fn func(i int, reply text.Reply)) (err error) {
-	defer context.AfterFunc(ctx, func() { l.conn.Close() })()
+	// The lane may have been closed by the time that this runs.
+	conn := l.conn
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer func() {
 		if err != nil {
 			l.close()
