@@ -15,8 +15,8 @@ type lateConn struct {
 	write func()
 }
 
-func (c lateConn) Write(p []byte) (int, error)      { c.write(); return len(p), nil }
-func (c lateConn) SetWriteDeadline(time.Time) error { return nil }
+func (c *lateConn) Write(p []byte) (int, error)      { c.write(); return len(p), nil }
+func (c *lateConn) SetWriteDeadline(time.Time) error { return nil }
 
 // A relay that ends while its lane's exchange does is told so by a goroutine that may
 // run only when the lane is closed.
@@ -24,7 +24,7 @@ func TestLaneClosedWhileItEnds(t *testing.T) {
 	for range 2000 {
 		here, there := net.Pipe()
 		ctx, cancel := context.WithCancel(t.Context())
-		l := lane{conn: lateConn{here, cancel}, all: &connections{}, buf: []byte("x")}
+		l := lane{conn: &lateConn{here, cancel}, all: &connections{}, buf: []byte("x")}
 		l.r = text.NewReplyReader(here, text.ReplyOptions{})
 		if err := l.exchange(ctx, nil); err != nil {
 			t.Fatal(err)
