@@ -32,6 +32,6 @@ func Mutations() []Mutation {
 		{"a dead master loses its entry", "transitions.go", "if next == \"\" {\n\t\t\tw.set(key, reason, dead)", "if next == \"\" {\n\t\t\tw.set(key, reason, func(n *Node) { clearDuty(n); dead(n) })", "lag"},
 		{"two saves at a time", "step.go", "if s.Saving.Seq != 0 || s.Durable.Seq == s.Saved.Seq", "if s.Durable.Seq == s.Saved.Seq", "fast-crash"},
 		{"who registers again is dead, lease or not", "commands.go", "case n.Extended && !w.confirmed(*n) && w.writable(*n, ReasonReregistered):", "case false:", "form"},
-		{"a slow node that is being filled is dead", "detect.go", "if n.State == topology.Prepare {", "if false {", "slow"},
+		{"a slow node that is being filled is dead", "detect.go", "if n.State == topology.Prepare || n.State == topology.Ready {", "if false {", "slow"},
 	}
 }
