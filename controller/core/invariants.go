@@ -48,7 +48,7 @@ func Invariants() []Invariant {
 		{"RefusedChangesNothing", "A command that is refused changes no duty, but that whoever registers again proves that the former process has ended.", refusedChangesNothing},
 		{"LeavingIsNotPromoted", "Without an operator, no node becomes master whose pod is being deleted.", leavingIsNotPromoted},
 		{"PreparingIsPatient", "An extended node that is being filled is not taken for dead because it is slow.", preparingIsPatient},
-		{"NoScaleUnderDuty", "The workload is not made smaller while a node that would go has a duty.", noScaleUnderDuty},
+		{"ScaleSaysWhy", "A scale names the number of nodes and the generation of the spec that it was decided on.", scaleSaysWhy},
 		{"ConfigOnChange", "The options file is published only when it differs from the one that was published.", configOnChange},
 		{"DutyFits", "A proxy has no partition and no balance; a master or replica has a partition.", dutyFits},
 		{"SortedUnique", "Nodes are sorted by key without duplicates, and thread types are unique.", sortedUnique},
@@ -468,16 +468,10 @@ func preparingIsPatient(t Transition) error {
 	return nil
 }
 
-func noScaleUnderDuty(t Transition) error {
+func scaleSaysWhy(t Transition) error {
 	for _, e := range t.Effects {
-		scale, ok := e.(ScaleTo)
-		if !ok {
-			continue
-		}
-		for _, m := range t.After.Members.List {
-			if n := t.After.Durable.node(m.Key); n != nil && m.Ordinal >= scale.Nodes && n.Partition >= 0 {
-				return fmt.Errorf("%s would go, and is %s", m.Key, n.duty())
-			}
+		if x, ok := e.(ScaleTo); ok && (x.From != t.After.Members.Count || x.Generation != t.After.Spec.Generation) {
+			return fmt.Errorf("from %d nodes by generation %d, there are %d by %d", x.From, x.Generation, t.After.Members.Count, t.After.Spec.Generation)
 		}
 	}
 	return nil

@@ -27,7 +27,7 @@ func (w *work) scale() {
 	if !w.open(&s.Scale) {
 		return
 	}
-	w.emit(ScaleTo{Seq: s.Scale.Seq, Nodes: want})
+	w.emit(ScaleTo{Seq: s.Scale.Seq, Nodes: want, From: s.Members.Count, Generation: s.Spec.Generation})
 	if s.ScaleWanted != want {
 		s.ScaleWanted = want
 		w.event(false, ReasonScaling, "scaling from %d to %d nodes", s.Members.Count, want)
