@@ -119,7 +119,7 @@ func TestFlood(t *testing.T) {
 				end := context.AfterFunc(ctx, func() { conn.Close() })
 				r := bufio.NewReader(conn)
 				for ; err == nil; j++ {
-					if _, err = fmt.Fprintf(conn, "node add 127.0.0.3 %d\r\n", 1+i+40*j); err != nil {
+					if _, err = fmt.Fprintf(conn, "node add lie-%d-%d 1\r\n", i, j); err != nil {
 						break
 					}
 					sent.Add(1)
@@ -179,7 +179,7 @@ func TestOneAddressTakesTurns(t *testing.T) {
 		}
 		defer conn.Close()
 		waiting = append(waiting, conn)
-		if _, err := fmt.Fprintf(conn, "node add 127.0.0.3 %d\r\n", 1+i); err != nil {
+		if _, err := fmt.Fprintf(conn, "node add n%d 1\r\n", i); err != nil {
 			t.Fatal(err)
 		}
 	}
