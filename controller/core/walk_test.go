@@ -869,6 +869,7 @@ func (w *world) changeSpec(t *rapid.T) {
 // second lets a second pass in which everything works; but only with grants do
 // replicas get in sync.
 func (w *world) second(grants bool) {
+	w.heed() // a map is sent again to whoever has not taken it
 	for i, n := range w.nodes {
 		if i >= w.count && w.scaledAway(n.key) {
 			n.running, n.agent = nil, false
