@@ -326,7 +326,7 @@ func TestLeaveHandsOver(t *testing.T) {
 func TestLeaveWithAPlainIndex(t *testing.T) {
 	x := newTestIndex(t)
 	x.plain = true
-	a, b := startNode(t, x, syncMode), startNode(t, x, syncMode)
+	a, b := startNode(t, x, syncMode, unhurried), startNode(t, x, syncMode, unhurried)
 	x.master(a.key(), 0)
 	a.settled(dutyMaster)
 	x.slave(b.key(), 0, 1)
