@@ -80,7 +80,7 @@ func TestSyncWritesReachTheDisk(t *testing.T) {
 			switch got := syncs(); {
 			case on && got < writes:
 				t.Errorf("%s, on: %d writes were answered after %d calls of fdatasync", how.name, writes, got)
-			case !on && got > writes/10: // a commit that was on its way as the option changed may count
+			case !on && got > writes/10: // what the process syncs beside its writes may count
 				t.Errorf("%s, off: %d writes took %d calls of fdatasync", how.name, writes, got)
 			}
 		}
