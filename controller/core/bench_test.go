@@ -14,12 +14,12 @@ func BenchmarkStep(b *testing.B) {
 		b.Run(fmt.Sprintf("report/nodes=%d", 2*partitions), func(b *testing.B) {
 			for b.Loop() {
 				report.LSN.Index++
-				Advance(&s, report)
+				Advance(&s, report, false, false)
 			}
 		})
 		b.Run(fmt.Sprintf("tick/nodes=%d", 2*partitions), func(b *testing.B) {
 			for b.Loop() {
-				Advance(&s, Tick{Now: s.Now + 1})
+				Advance(&s, Tick{Now: s.Now + 1}, false, false)
 			}
 		})
 	}
@@ -32,7 +32,7 @@ func formed(b *testing.B, partitions int) State {
 		queue := []Input{in}
 		for len(queue) > 0 {
 			var effects []Effect
-			effects, _ = Advance(&s, queue[0])
+			effects, _, _ = Advance(&s, queue[0], false, false)
 			queue = queue[1:]
 			for _, e := range effects {
 				switch e := e.(type) {

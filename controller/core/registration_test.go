@@ -17,7 +17,7 @@ func (w *scenario) register(name, from string) (refusal string) {
 	w.nextID++
 	queue := []Input{Command{ID: w.nextID, Verb: VerbAdd, Name: name, Port: 1, Peer: from}}
 	for len(queue) > 0 {
-		effects, _ := Advance(&w.state, queue[0])
+		effects, _, _ := Advance(&w.state, queue[0], false, false)
 		queue = queue[1:]
 		for _, e := range effects {
 			switch e := e.(type) {
@@ -168,8 +168,8 @@ func TestAdvance(t *testing.T) {
 		in := inputs[0]
 		inputs = inputs[1:]
 		next, want := Step(pure, in)
-		got, quiet := Advance(&owned, in)
-		if quiet {
+		got, judged, _ := Advance(&owned, in, false, false)
+		if !judged {
 			quiets++
 		}
 		if a, b := fmt.Sprintf("%+v", next), fmt.Sprintf("%+v", owned); a != b {
@@ -187,5 +187,35 @@ func TestAdvance(t *testing.T) {
 	}
 	if quiets < 3 {
 		t.Errorf("%d steps were quiet", quiets)
+	}
+}
+
+// TestAdvanceUnderLoad hands over more than can be judged one by one: what was noted
+// meanwhile, a death and a return, is judged with what comes last, or with a tick.
+func TestAdvanceUnderLoad(t *testing.T) {
+	w := newScenario(t)
+	w.quiet = true
+	for _, l := range []string{"spec partitions=1 replicas=2", "join a:1", "join b:1", "agent a:1", "agent b:1", "tick 200", "state b:1 active 1/1"} {
+		w.line(l)
+	}
+	s := w.state
+	dead, _ := s.SeenOf("a:1")
+	dead.Report.Alive = false
+	alive, _ := s.SeenOf("b:1")
+	for _, last := range []Input{alive.Report, Tick{Now: s.Now + 200}} {
+		s := s.clone()
+		_, judged, owed := Advance(&s, dead.Report, true, false)
+		if judged || !owed || !s.Durable.node("a:1").up() {
+			t.Fatalf("a death while there is more: judged %t, owed %t", judged, owed)
+		}
+		if _, judged, owed = Advance(&s, Pinged{Key: "b:1", Outcome: PingOK}, true, owed); judged || !owed {
+			t.Fatalf("what follows: judged %t, owed %t", judged, owed)
+		}
+		if _, judged, owed = Advance(&s, last, false, owed); !judged || owed {
+			t.Fatalf("the last, %s: judged %t, owed %t", Describe(last), judged, owed)
+		}
+		if n := s.Durable.node("b:1"); n.Role != topology.Master || s.Durable.node("a:1").up() {
+			t.Errorf("%s: b:1 is %s", Describe(last), n.duty())
+		}
 	}
 }

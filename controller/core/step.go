@@ -33,7 +33,7 @@ const (
 // does not change s, and shares nothing with it that is written later.
 func Step(s State, in Input) (State, []Effect) {
 	next := s.clone()
-	effects, _ := Advance(&next, in)
+	effects, _, _ := Advance(&next, in, false, false)
 	return next, effects
 }
 
@@ -41,14 +41,18 @@ func Step(s State, in Input) (State, []Effect) {
 // changes s in place instead of copying it, which in a large cluster costs more than
 // to take most inputs. Nothing that it returned before shares memory with s.
 //
-// quiet tells that the input brought nothing on which a decision depends: it was
-// noted, and perhaps answered with a lease.
-func Advance(s *State, in Input) (effects []Effect, quiet bool) {
+// What was observed of a node is only noted, and perhaps answered with a lease, when
+// it brings nothing on which a decision depends, or when the owner has more to hand
+// over and says so (more). judged tells that more was done; owed, that it was not and
+// that a decision may depend on what came: the owner says so with the next input, and a
+// Tick makes up for it in any case.
+func Advance(s *State, in Input, more, owing bool) (effects []Effect, judged, owed bool) {
 	w := &work{s: *s}
-	quiet = s.quiet(in)
+	quiet := s.quiet(in)
+	judged = !(quiet && !owing || more && observed(in))
 	w.fold(in)
 	w.expireLeases()
-	if quiet {
+	if !judged {
 		if r, ok := in.(AgentReport); ok {
 			w.grantLease(*w.s.seen(r.Key))
 		}
@@ -59,7 +63,16 @@ func Advance(s *State, in Input) (effects []Effect, quiet bool) {
 		w.grantLeases()
 	}
 	*s = w.s
-	return w.out, quiet
+	return w.out, judged, !judged && (owing || !quiet)
+}
+
+// observed reports whether an input is what was seen of a node.
+func observed(in Input) bool {
+	switch in.(type) {
+	case AgentReport, AgentLost, Pinged, Pushed:
+		return true
+	}
+	return false
 }
 
 // quiet reports whether an input says again what is known: that a node is there,

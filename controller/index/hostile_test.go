@@ -229,6 +229,7 @@ func TestThreads(t *testing.T) {
 	if _, err := other.r.ReadByte(); err != io.EOF {
 		t.Errorf("the killed connection: %v", err)
 	}
+	hears(t, n, 1) // so there is a connection to it
 	contact := find(n.key)
 	if !strings.Contains(strings.Join(idx.list("stats threads"), "\n"), "STAT "+contact+":type 16") {
 		t.Errorf("the contact with the node has not the node's number")

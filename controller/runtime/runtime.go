@@ -170,12 +170,14 @@ func (r *Runtime) Run(ctx context.Context) error {
 		}
 	}
 	var in core.Input = core.Tick{Now: now()}
+	owed := false
 	for {
 		before := state // of which only what is no reference stays as it was
 		begin := time.Now()
-		effects, quiet := core.Advance(&state, in)
+		effects, judged, owes := core.Advance(&state, in, len(r.inputs) > 0, owed)
+		owed = owes
 		if r.cfg.Took != nil {
-			r.cfg.Took(time.Since(begin), quiet)
+			r.cfg.Took(time.Since(begin), !judged)
 		}
 		if r.cfg.Trace != nil {
 			r.cfg.Trace(state, in, effects)
