@@ -598,6 +598,33 @@ func TestStepDownFailsWaiters(t *testing.T) {
 	}
 }
 
+// TestWaitAfterStepDown: a write that the replicas have was done, however late who wrote
+// it asks; one that they lack was not.
+func TestWaitAfterStepDown(t *testing.T) {
+	c := newCluster(t, "a:1", "b:1")
+	a, b := c.nodes["a:1"], c.nodes["b:1"]
+	c.index.set(func() { c.index.active["b:1"] = true })
+	a.lead(1, "b:1")
+	b.follow(a)
+	late := a.put("k", "on both")
+	b.reached(a)
+	if err := a.src.Wait(t.Context(), late); err != nil {
+		t.Fatal(err) // the acknowledgement is there
+	}
+	b.unfollow()
+	lost := a.put("k", "only here")
+	a.src.StepDown()
+	for range 2 { // as a follower, and in a leadership to come
+		if err := a.src.Wait(t.Context(), late); err != nil || !a.src.Acknowledged(late) {
+			t.Errorf("what the replica has: %v, acknowledged %t", err, a.src.Acknowledged(late))
+		}
+		if err := a.src.Wait(t.Context(), lost); !errors.Is(err, ErrNotMaster) || a.src.Acknowledged(lost) {
+			t.Errorf("what the replica has not: %v, acknowledged %t", err, a.src.Acknowledged(lost))
+		}
+		a.lead(2, "b:1")
+	}
+}
+
 // A writer that was late must not take the batches of a later leadership for its own.
 func TestWaitForAnEarlierLeadership(t *testing.T) {
 	c := newCluster(t, "a:1", "b:1")

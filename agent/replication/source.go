@@ -83,10 +83,18 @@ type Source struct {
 	outgoing map[string]*outgoing // by replica: checkpoints whose transfer broke off
 	lastID   uint64
 	stop     context.CancelFunc // ends what belongs to the current leadership
-	changed  chan struct{}      // nil if nobody waits
-	inSync   []string           // of leader, when changed was last closed for it
+	past     past
+	changed  chan struct{} // nil if nobody waits
+	inSync   []string      // of leader, when changed was last closed for it
 
 	pool sync.Pool // of *waiter
+}
+
+// past is what is known of the leadership that ended last: who wrote in it and asks
+// only now whether the replicas have it is told the truth still.
+type past struct {
+	epoch  uint64
+	stable topology.LSN // what every replica had that writes waited for; zero if there was none
 }
 
 // waiter is one call of Wait.
@@ -142,7 +150,7 @@ func (s *Source) Lead(epoch uint64, slaves []Member) {
 }
 
 // StepDown ends the leadership: followers are sent away and waiting writes fail
-// with ErrNotMaster.
+// with ErrNotMaster, except those that the replicas have.
 func (s *Source) StepDown() {
 	var unsent []*outgoing
 	defer func() { release(unsent) }()
@@ -154,12 +162,18 @@ func (s *Source) StepDown() {
 	unsent = s.overdueCopies(time.Time{})
 	s.stop()
 	s.stop = nil
+	s.past = past{epoch: s.leader.Leading()}
+	s.past.stable, _ = s.leader.Stable()
 	s.leader.StepDown()
 	for _, f := range s.feeds {
 		f.cancel(fmt.Errorf("serve %s: %w", f.key, ErrNotMaster))
 	}
 	for _, w := range s.waiters {
-		w.answer(ErrNotMaster)
+		err := ErrNotMaster
+		if s.past.has(w.lsn) {
+			err = nil
+		}
+		w.answer(err)
 	}
 	s.waiters = nil
 	s.roster = roster{}
@@ -198,8 +212,10 @@ func (s *Source) keep() {
 func (s *Source) Acknowledged(lsn topology.LSN) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.ours(lsn) && s.acknowledged(lsn)
+	return s.past.has(lsn) || s.ours(lsn) && s.acknowledged(lsn)
 }
+
+func (p past) has(lsn topology.LSN) bool { return lsn.Epoch == p.epoch && !p.stable.Less(lsn) }
 
 // ours reports whether a position is of the epoch that this node leads; it needs mu.
 // One of an earlier epoch may name a batch that was lost between two leaderships,
@@ -215,9 +231,14 @@ func (s *Source) acknowledged(lsn topology.LSN) bool {
 
 // Wait returns when every in-sync replica has applied the log up to lsn: with nil,
 // or with ErrTimeout, ErrNotMaster or the context's error if it is not known to be so.
-// lsn must be of a batch that was committed in the epoch that this node leads.
+// lsn must be of a batch that was committed in the epoch that this node leads, or led
+// last.
 func (s *Source) Wait(ctx context.Context, lsn topology.LSN) error {
 	s.mu.Lock()
+	if s.past.has(lsn) {
+		s.mu.Unlock()
+		return nil
+	}
 	if !s.ours(lsn) {
 		s.mu.Unlock()
 		return ErrNotMaster
