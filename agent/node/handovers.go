@@ -143,11 +143,13 @@ func (k *handovers) drive(ctx context.Context, h *handover, partition int, sessi
 	tick := time.NewTicker(handoverTick)
 	defer tick.Stop()
 	cancelled := ctx.Done()
+	var paused uint64 // by the clock of leases: one that is asked for later is of writes after this handover
 	for action := handoverNothing; !h.over() || action != handoverNothing; {
 		switch action {
 		case handoverPause:
 			if s.roles.pause(h.epoch, "handover") {
 				s.source.ReleaseLease()
+				paused = uint64(s.gate.leaseStatus().at)
 				h.paused(s.db.Position().LSN, time.Now())
 				action = handoverNothing
 				continue
@@ -160,7 +162,7 @@ func (k *handovers) drive(ctx context.Context, h *handover, partition int, sessi
 				relays, cancel := context.WithTimeout(s.ctx, relayChance)
 				s.relays.awaitAll(relays, h.head)
 				cancel()
-				a, reason := s.index.handOver(s.ctx, h.target, h.epoch, session)
+				a, reason := s.index.handOver(s.ctx, h.target, h.epoch, session, paused)
 				answers <- answer{a, reason}
 			}()
 		case handoverResume:

@@ -256,12 +256,12 @@ func (x *indexClient) behind(ctx context.Context, replica string, epoch, session
 
 // handOver asks the index to make a replica, which is in sync by the grant of that
 // session, the master in this node's place.
-func (x *indexClient) handOver(ctx context.Context, replica string, epoch, session uint64) (handoverAnswer, string) {
+func (x *indexClient) handOver(ctx context.Context, replica string, epoch, session, paused uint64) (handoverAnswer, string) {
 	if !x.extended.Load() {
 		return handoverRefused, "not_supported"
 	}
 	req := x.request(text.CmdNodeHandover)
-	req.Node.Epoch, req.Node.Session, req.Node.HasSession = epoch, session, true
+	req.Node.Epoch, req.Node.Session, req.Node.HasSession, req.Node.Paused = epoch, session, true, paused
 	var err error
 	if req.Node.Target, req.Node.TargetPort, err = topology.SplitKey(replica); err != nil {
 		return handoverRefused, reasonTargetNotInSync

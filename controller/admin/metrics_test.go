@@ -113,7 +113,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 			Partition: 0, DataPartition: 0, LSN: topology.LSN{Epoch: epoch, Index: index}, LeaseToken: 1, LeaseEpoch: epoch})
 	}
 	lease("a", 1, 5)
-	command(core.Command{Verb: core.VerbHandover, Name: "a", Target: "b", TargetPort: 1, HasSession: true, Epoch: 1, Session: 1})
+	command(core.Command{Verb: core.VerbHandover, Name: "a", Target: "b", TargetPort: 1, HasSession: true, Epoch: 1, Session: 1, Paused: 1 << 60})
 	lease("b", 2, 9)
 	command(core.Command{Verb: core.VerbState, Name: "a", State: topology.Active, HasSession: true, Epoch: 2, Session: 1})
 	command(core.Command{Verb: core.VerbState, Name: "nobody", State: topology.Ready})

@@ -30,6 +30,8 @@ func (w *work) handover(c Command, key string) string {
 		return RefuseNotInSync
 	case to.Granted.After(Grant{Epoch: c.Epoch, Session: c.Session}):
 		return RefuseStaleGrant
+	case w.wroteSince(*from, c.Paused):
+		return RefuseStalePause
 	case w.dead(*to) != "":
 		// It is about to be taken down, and the old master is not in sync at first.
 		return RefuseNotInSync
@@ -47,4 +49,12 @@ func (w *work) handover(c Command, key string) string {
 	w.s.Prior = append(w.s.Prior, target)
 	w.event(false, ReasonHandover, "%s handed partition %d over to %s, in epoch %d", key, partition, target, d.epoch(partition))
 	return ""
+}
+
+// wroteSince reports whether the process that is registered under a node may have
+// written after a time of its clock: it asked for a lease later. It had given up to
+// wait then, and what it had asked for comes too late.
+func (w *work) wroteSince(n Node, paused uint64) bool {
+	l := w.s.lease(n)
+	return l != nil && l.Token > paused
 }

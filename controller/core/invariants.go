@@ -311,6 +311,8 @@ func handoverToInSync(t Transition) error {
 		switch {
 		case from == nil || from.Role != topology.Master || from.State != topology.Active || c.Epoch != t.Before.Durable.epoch(from.Partition):
 			return fmt.Errorf("%s handed over what it had not", nodeKey(c.Name, c.Port))
+		case t.Before.lease(*from) != nil && t.Before.lease(*from).Token > c.Paused:
+			return fmt.Errorf("%s handed over and has got a lease since it stopped to write", from.Key())
 		case to == nil || to.Role != topology.Slave || to.State != topology.Active || to.Partition != from.Partition:
 			return fmt.Errorf("%s got partition %d, and was no replica in sync", nodeKey(c.Target, c.TargetPort), from.Partition)
 		case d.Node != from.Key() && d.Node != to.Key():

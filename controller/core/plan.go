@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -215,6 +216,7 @@ func (w *ideal) obey(o OrderNode) []Input {
 	c := w.command(*n, VerbHandover)
 	c.Target, c.TargetPort = to.Name, to.Port
 	c.HasSession, c.Epoch, c.Session = true, w.s.Durable.epoch(n.Partition), to.Granted.Session
+	c.Paused = math.MaxUint64 // it writes nothing afterwards
 	return []Input{c, r}
 }
 

@@ -102,6 +102,7 @@ const (
 	RefuseBadHello       = "bad_hello"
 	RefuseStaleEpoch     = "stale_epoch"
 	RefuseStaleGrant     = "stale_grant"
+	RefuseStalePause     = "stale_pause"
 	RefuseNotReplica     = "not_a_replica"
 	RefuseMasterDown     = "master_down"
 	RefuseIsMaster       = "is_master"

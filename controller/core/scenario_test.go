@@ -3,6 +3,7 @@ package core
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"reflect"
 	"strconv"
 	"strings"
@@ -23,7 +24,8 @@ import (
 //	alive 60000                        the same, with a report of each agent a second
 //	add a:1                            and hello, role, state, behind, remove, shutdown; from=address
 //	                                   behind a command tells where it comes from
-//	handover a:1 b:1 e/s               by a master, with the epoch and the target's grant
+//	handover a:1 b:1 e/s [1000]        by a master, with the epoch, the target's grant, and
+//	                                   when it stopped to write (ms of the node's clock)
 //	move a:1 [b:1]                     an operator has a master told to hand over
 //	force a:1 [partition] [allow_data_loss], pause WHY, resume, override SECONDS [WHY]
 //	join a:1 [instance] [held e/i]     add, hello, ping
@@ -463,6 +465,10 @@ func (w *scenario) command(f []string) {
 		c.Target, c.TargetPort, err = topology.SplitKey(arg(2))
 		l := w.lsn(arg(3))
 		c.Epoch, c.Session, c.HasSession = l.Epoch, l.Index, true
+		c.Paused = math.MaxUint64
+		if arg(4) != "" {
+			c.Paused = uint64(w.number(arg(4))) * 1e6
+		}
 	case VerbAdd, VerbRemove, VerbShutdown:
 	default:
 		w.t.Fatalf("unknown line %q", strings.Join(f, " "))

@@ -411,7 +411,7 @@ func describeCommand(c Command) string {
 		}
 		return fmt.Sprintf("state %s %v", key, c.State) + lossy(c)
 	case VerbHandover:
-		return fmt.Sprintf("handover %s to %s grant=%d/%d", key, nodeKey(c.Target, c.TargetPort), c.Epoch, c.Session)
+		return fmt.Sprintf("handover %s to %s grant=%d/%d paused=%d", key, nodeKey(c.Target, c.TargetPort), c.Epoch, c.Session, c.Paused)
 	case VerbMove:
 		if c.Target == "" {
 			return "move " + key

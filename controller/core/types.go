@@ -122,6 +122,9 @@ type Command struct {
 	// Target and TargetPort name the replica that takes the role over: handover.
 	Target     string
 	TargetPort int
+	// Paused is a time of the clock of the master's process, as the tokens of its
+	// leases are: it has written nothing since. handover.
+	Paused uint64
 
 	// AllowDataLoss: role, state and force may lose what was acknowledged.
 	AllowDataLoss bool

@@ -74,6 +74,7 @@ func (w *world) actions() map[string]func(*rapid.T) {
 		"hand over":       w.handOver,
 		"hand over again": w.handOverAgain,
 		"late command":    w.late,
+		"give up":         w.giveUp,
 		"operator":        w.operate,
 		"pause":           w.pause,
 		"override":        w.override,
@@ -622,7 +623,7 @@ func (w *world) handover(t *rapid.T) (Command, bool) {
 	}
 	c := w.command(from.key, VerbHandover)
 	target := w.command(to.key, VerbHandover)
-	c.Target, c.TargetPort, c.Epoch, c.HasSession = target.Name, target.Port, e.Epoch, true
+	c.Target, c.TargetPort, c.Epoch, c.HasSession, c.Paused = target.Name, target.Port, e.Epoch, true, uint64(w.now)*1e6
 	if to.granted.Epoch == e.Epoch {
 		c.Session = to.granted.Session
 	}
@@ -689,7 +690,7 @@ func (w *world) obeyOrder(n *worldNode) {
 	}
 	c := w.command(n.key, VerbHandover)
 	target := w.command(to.key, VerbHandover)
-	c.Target, c.TargetPort, c.Epoch, c.HasSession = target.Name, target.Port, e.Epoch, true
+	c.Target, c.TargetPort, c.Epoch, c.HasSession, c.Paused = target.Name, target.Port, e.Epoch, true, uint64(w.now)*1e6
 	if to.granted.Epoch == e.Epoch {
 		c.Session = to.granted.Session
 	}
@@ -753,6 +754,19 @@ func (w *world) overtaken(t *rapid.T) {
 			w.do(c, nil)
 		}
 	})
+}
+
+// giveUp lets a master that waits for the answer to a handover write again. What it
+// asked for may still be under way.
+func (w *world) giveUp(t *rapid.T) {
+	n := w.pick(t)
+	p := n.running
+	if p == nil || !p.paused || n.frozen {
+		return
+	}
+	if e, ok := p.heard.Map.Find(n.key); ok && e.Role == topology.Master && e.State == topology.Active && e.Epoch == p.epoch {
+		p.paused, p.writes, p.opened, p.until = false, p.held, w.now+1, 0
+	}
 }
 
 func (w *world) late(*rapid.T) {

@@ -259,7 +259,7 @@ func TestThreads(t *testing.T) {
 // keeps its invariants, and the next command is answered.
 func FuzzIndex(f *testing.F) {
 	for _, line := range []string{"ping", "meta", "node add a 1", "node add a 1\r\nnode role a 1 master 1 0\r\nnode state a 1 down",
-		"node hello a 1 instance=1f partition=0 epoch=1 index=2 history=-", "node behind a 1 1 2", "node handover a 1 b 2 1 1", "node state a 1 active 1 1",
+		"node hello a 1 instance=1f partition=0 epoch=1 index=2 history=-", "node behind a 1 1 2", "node handover a 1 b 2 1 1 1", "node state a 1 active 1 1",
 		"node remove a 1", "shutdown a 1", "stats", "stats nodes", "stats threads queue", "show variables", "kill 7", "<a:1>node add b 2", "set k 0 0 3\r\nabc",
 		"node add a\x00b -1", "node role a 1 slave 99999999999999999999 -1", "node", "verbosity 1 noreply", "version x", "\x80\x00"} {
 		f.Add([]byte(line + "\r\n"))

@@ -421,7 +421,7 @@ func (s *Server) answer(ctx context.Context, c *serverConn, req *text.Request) [
 	reply, err := s.cfg.Cluster.Do(ctx, core.Command{
 		Verb: verb, Peer: c.address, Name: n.Name, Port: n.Port, Role: n.Role, Balance: n.Balance, Partition: n.Partition,
 		State: n.State, Epoch: n.Epoch, Session: n.Session, HasSession: n.HasSession,
-		Target: n.Target, TargetPort: n.TargetPort, AllowDataLoss: n.AllowDataLoss,
+		Target: n.Target, TargetPort: n.TargetPort, Paused: n.Paused, AllowDataLoss: n.AllowDataLoss,
 		Hello: core.Hello{Instance: n.Instance, Partition: n.Partition, LSN: n.Position, History: n.History},
 	})
 	switch {

@@ -216,7 +216,7 @@ func (m *Model) Actions(w *World, list []Action) []Action {
 					add(LateHandAsk, i, 0)
 				}
 			}
-			if n.Hand.Phase == Draining || n.Hand.Phase == Doubtful && !w.handAskUnderWay(i) {
+			if n.Hand.Phase == Draining || n.Hand.Phase == Doubtful {
 				add(HandQuit, i, 0)
 			}
 		}
@@ -354,14 +354,6 @@ func (w *World) drained(i int) bool {
 	return !some || !stable.Less(n.Pos.LSN)
 }
 
-// handAskUnderWay reports whether a handover may still come that a master has asked for:
-// a master that does not know waits for it longer than a message can be under way.
-func (w *World) handAskUnderWay(i int) bool {
-	return slices.ContainsFunc(w.Mail, func(l Mail) bool {
-		return l.Command.Verb == core.VerbHandover && l.Command.Name == nodeName(i)
-	})
-}
-
 func (w *World) canHandOver(i, r int) bool {
 	n := &w.Nodes[i]
 	if i == r || !n.Up || n.Frozen || !n.Held || !n.Open || n.Hand.To != 0 || w.Nodes[r].To != i+1 || !w.linked(i, r) {
@@ -474,7 +466,7 @@ func (m *Model) Apply(w *World, a Action) error {
 		w.failsafe(i)
 	case Handover:
 		left.Handover--
-		n.Hand = Hand{To: int(a.B) + 1, Epoch: n.Tenure.Epoch}
+		n.Hand = Hand{To: int(a.B) + 1, Epoch: n.Tenure.Epoch, Paused: w.Now}
 		n.Open, n.Opened, n.Until = false, 0, 0
 	case HandAsk:
 		n.Hand.Phase = Asking
@@ -692,7 +684,8 @@ func (w *World) handAsk(i int) core.Command {
 	if b, ok := n.Lead.Replaceable(w.m.keys[n.Hand.To-1]); ok {
 		session = b.Session
 	}
-	return core.Command{Verb: core.VerbHandover, Target: nodeName(n.Hand.To - 1), TargetPort: 1, Epoch: n.Hand.Epoch, Session: session, HasSession: true}
+	return core.Command{Verb: core.VerbHandover, Target: nodeName(n.Hand.To - 1), TargetPort: 1,
+		Epoch: n.Hand.Epoch, Session: session, HasSession: true, Paused: uint64(n.Hand.Paused) * 1e6}
 }
 
 // reply hands a reply to the node that waits for it, or ends its connection.

@@ -80,6 +80,8 @@ var clocks = map[string]clock{
 	"replication.leaseRound.until": {deadline, 0},
 	"replication.leaseRound.ttl":   {exact, 0},
 	"model.World.Now":              {past, 0},
+	"model.Hand.Paused":            {past, 7_000},
+	"core.Command.Paused":          {pastNano, 7_000},
 	"model.Node.Opened":            {past, 7_000},
 	"model.Node.Refused":           {past, 1},
 	"model.Node.Asked":             {past, 1},

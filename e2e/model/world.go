@@ -131,9 +131,10 @@ type Pending struct {
 
 // Hand is a handover that a master has begun.
 type Hand struct {
-	To    int // node that gets the role, plus one; 0 for no handover
-	Epoch uint64
-	Phase HandPhase
+	To     int // node that gets the role, plus one; 0 for no handover
+	Epoch  uint64
+	Paused int64
+	Phase  HandPhase
 }
 
 // HandPhase is how far a handover is.

@@ -152,7 +152,7 @@ func appendNodeArgs(dst []byte, req *Request) []byte {
 		}
 	case CmdNodeHandover:
 		dst = appendInt(appendWord(dst, n.Target), int64(n.TargetPort))
-		dst = appendUint(appendUint(dst, n.Epoch), n.Session)
+		dst = appendUint(appendUint(appendUint(dst, n.Epoch), n.Session), n.Paused)
 	case CmdNodeBehind:
 		dst = appendUint(appendUint(dst, n.Epoch), n.Session)
 	case CmdNodeHello:

@@ -529,7 +529,8 @@ func (p *parser) nodeCommand() *ProtocolError {
 	case CmdNodeHandover:
 		var ok bool
 		req.Node.Target, req.Node.TargetPort, ok = p.namePort()
-		if !ok || !p.session() {
+		ok = ok && p.session()
+		if req.Node.Paused, _ = parseUint(p.number()); !ok || req.Node.Paused == 0 {
 			e = refuse(ReasonBadArguments)
 		}
 	case CmdNodeBehind:

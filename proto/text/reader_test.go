@@ -198,9 +198,11 @@ func TestReadIndexRequest(t *testing.T) {
 		{"node remove a 1", "node remove Args=a,1 Node={Name:a Port:1}"},
 		{"node behind a 1 5 6", "node behind Args=a,1,5,6 Node={Name:a Port:1 Epoch:5 Session:6 HasSession:true}"},
 		{"node behind a 1 5", `node behind: bad_arguments "ERROR\r\n"`},
-		{"node handover a 1 b 2 5 6", "node handover Args=a,1,b,2,5,6 Node={Name:a Port:1 Target:b TargetPort:2 Epoch:5 Session:6 HasSession:true}"},
+		{"node handover a 1 b 2 5 6 7", "node handover Args=a,1,b,2,5,6,7 Node={Name:a Port:1 Target:b TargetPort:2 Paused:7 Epoch:5 Session:6 HasSession:true}"},
 		{"node handover a 1 b 5 6", `node handover: bad_arguments "ERROR\r\n"`},
-		{"node handover a 1 b 2 5 6 7", `node handover: bad_arguments "ERROR\r\n"`},
+		{"node handover a 1 b 2 5 6", `node handover: bad_arguments "ERROR\r\n"`},
+		{"node handover a 1 b 2 5 6 0", `node handover: bad_arguments "ERROR\r\n"`},
+		{"node handover a 1 b 2 5 6 7 8", `node handover: bad_arguments "ERROR\r\n"`},
 		{"node hello a 1 instance=f00 partition=2 epoch=3 index=4 history=cafe later=1",
 			"node hello Args=a,1,instance=f00,partition=2,epoch=3,index=4,history=cafe,later=1 Node={Name:a Port:1 Partition:2 Instance:f00 History:cafe Position:3/4}"},
 		{"node hello a 1 partition=-1 history=-", "node hello Args=a,1,partition=-1,history=- Node={Name:a Port:1 Partition:-1}"},
@@ -467,7 +469,7 @@ func TestRequestRoundTrip(t *testing.T) {
 		{Command: CmdNodeState, Node: with(func(n *NodeArgs) { n.Epoch, n.Session, n.HasSession = 1, 2, true })},
 		{Command: CmdNodeBehind, Node: with(func(n *NodeArgs) { n.Epoch, n.Session, n.HasSession = 1, 2, true })},
 		{Command: CmdNodeHandover, Node: with(func(n *NodeArgs) {
-			n.Target, n.TargetPort, n.Epoch, n.Session, n.HasSession = "t", 3, 1, 2, true
+			n.Target, n.TargetPort, n.Epoch, n.Session, n.HasSession, n.Paused = "t", 3, 1, 2, true, 4
 		})},
 		{Command: CmdNodeHello, Node: with(func(n *NodeArgs) {
 			n.Instance, n.Partition, n.History, n.Position = "f00", 2, "cafe", topology.LSN{Epoch: 1, Index: 2}

@@ -98,6 +98,9 @@ type NodeArgs struct {
 	// Target and TargetPort name the replica that a master hands its role to (node handover).
 	Target     string
 	TargetPort int
+	// Paused is a time of the master's own clock, that of its lease tokens, in
+	// nanoseconds: it has written nothing since (node handover).
+	Paused uint64
 
 	// Epoch and Session name the in-sync grant a replica reports (node state active, if HasSession), a master
 	// withdraws (node behind), or by which the target of node handover is in sync.
