@@ -64,12 +64,14 @@ func (b *bench) replicated(ctx context.Context, mode string) (*replicated, error
 	if err := awaitStored(ctx, r.master.Addr, b.keys[0]); err != nil {
 		return nil, err
 	}
-	res, err := r.load.run(ctx, r.master.Addr, 3*b.time)
-	if err != nil {
-		return nil, err
-	}
+	return r, r.measure(ctx, b.time)
+}
+
+// measure finds out what the master reaches with its replica in sync.
+func (r *replicated) measure(ctx context.Context, round time.Duration) error {
+	res, err := r.load.run(ctx, r.master.Addr, 3*round)
 	r.half = res.rate() / 2
-	return r, nil
+	return err
 }
 
 // noise is what values are cut out of: a copy of files shall not be one of text that
@@ -363,12 +365,24 @@ func (b *bench) replication(ctx context.Context, mb int) error {
 	if err := r.apart.begin(r.master.Flared); err != nil {
 		return err
 	}
+	if err := r.away(ctx); err != nil {
+		return err
+	}
+	if _, err := r.back(ctx); err != nil {
+		return err
+	}
+	if err := r.ready(ctx); err != nil {
+		return err
+	}
+	if err := r.measure(ctx, b.time); err != nil {
+		return err
+	}
 	return r.latencies(ctx, 5*b.time, "replica on one of its own", write)
 }
 
 // latencies prints what a replica that catches up costs who writes meanwhile.
 func (r *replicated) latencies(ctx context.Context, quiet time.Duration, where string, write func() (float64, error)) error {
-	fmt.Printf("p99 of sets at half of what the master reaches, %s:\n", where)
+	fmt.Printf("p99 of sets at %.0f a second, half of what the master reaches, %s:\n", r.half, where)
 	if err := r.away(ctx); err != nil {
 		return err
 	}
