@@ -127,8 +127,9 @@ func (c *copyReceiver) have() (list []filePart) {
 // lacking returns how many bytes are still to come, if the master agrees to have.
 func (c *copyReceiver) lacking() uint64 { return c.total - c.kept }
 
-// frame takes one frame behind the announcement, with the payload's memory.
-func (c *copyReceiver) frame(t frameType, payload []byte) error {
+// frame takes one frame behind the announcement, with the payload's memory and the
+// checksum of the frame.
+func (c *copyReceiver) frame(t frameType, payload []byte, crc uint32) error {
 	if !c.began {
 		return unexpected(t)
 	}
@@ -136,7 +137,7 @@ func (c *copyReceiver) frame(t frameType, payload []byte) error {
 	case frameFileBegin:
 		return c.beginFile(payload)
 	case frameFileData:
-		return c.write(payload)
+		return c.write(payload, crc)
 	case frameFileEnd:
 		return c.endFile(payload)
 	case frameCheckpointDone:
@@ -201,13 +202,13 @@ func (c *copyReceiver) beginFile(payload []byte) error {
 	return nil
 }
 
-func (c *copyReceiver) write(payload []byte) error {
+func (c *copyReceiver) write(payload []byte, crc uint32) error {
 	if c.file == nil || uint64(len(payload)) > c.left {
 		return refuse(refusedCopy, "%w: more data than announced", errBadCopy)
 	}
 	c.next = nil
 	n := uint64(len(payload))
-	c.part.crc = crc32.Update(c.part.crc, castagnoli, payload)
+	c.part.crc = fileCRC(c.part.crc, frameFileData, crc, len(payload))
 	c.part.size += n
 	c.left -= n
 	c.done += n
@@ -289,7 +290,7 @@ func (s *session) receiveCopy() error {
 	defer c.close()
 	began := time.Now()
 	for !c.finished {
-		t, payload, err := readFrameTo(s.r, c.memory())
+		t, payload, crc, err := readFrameTo(s.r, c.memory())
 		if err != nil {
 			return fmt.Errorf("receive checkpoint: %w", err)
 		}
@@ -302,7 +303,7 @@ func (s *session) receiveCopy() error {
 			began = time.Now()
 			err = s.acceptCopy(c, payload)
 		} else {
-			err = c.frame(t, payload)
+			err = c.frame(t, payload, crc)
 		}
 		if err != nil {
 			return failed(err)

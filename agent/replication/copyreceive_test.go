@@ -32,7 +32,8 @@ var doneFrame = []any{frameCheckpointDone, []byte(nil)}
 // take gives a frame to a receiver.
 func (c *copyReceiver) take(f []any) error {
 	if t := f[0].(frameType); t != frameCheckpointBegin {
-		return c.frame(t, f[1].([]byte))
+		payload := f[1].([]byte)
+		return c.frame(t, payload, frameCRC(t, payload))
 	}
 	return c.plan(f[1].([]byte))
 }

@@ -324,10 +324,11 @@ func (c *sender) sendFile(f *feed, o *outgoing, file history.File, has filePart,
 		if _, err := io.ReadFull(in, b); err != nil {
 			return sent, noEOF(err)
 		}
-		crc = crc32.Update(crc, castagnoli, b)
-		if err := c.sendWhole(frame, frameFileData); err != nil {
+		sum, err := c.sendWhole(frame, frameFileData)
+		if err != nil {
 			return sent, err
 		}
+		crc = fileCRC(crc, frameFileData, sum, len(b))
 		left -= int64(len(b))
 		*done += uint64(len(b))
 		sent += uint64(len(b))
@@ -341,9 +342,9 @@ func (c *sender) sendFile(f *feed, o *outgoing, file history.File, has filePart,
 }
 
 // sendWhole sends a frame that has room for its header before the payload: in one
-// piece, past the writer's buffer.
-func (c *sender) sendWhole(frame []byte, t frameType) error {
-	err := putHeader(frame, t, frame[frameHeaderSize:])
+// piece, past the writer's buffer. It returns its checksum.
+func (c *sender) sendWhole(frame []byte, t frameType) (crc uint32, err error) {
+	crc, err = putHeader(frame, t, frame[frameHeaderSize:])
 	if err == nil {
 		err = c.w.Flush()
 	}
@@ -351,9 +352,9 @@ func (c *sender) sendWhole(frame []byte, t frameType) error {
 		_, err = c.w.Write(frame)
 	}
 	if err != nil {
-		return fmt.Errorf("send %v: %w", t, err)
+		return 0, fmt.Errorf("send %v: %w", t, err)
 	}
-	return nil
+	return crc, nil
 }
 
 // begins reports whether a file begins with what the replica has of it; then the

@@ -24,6 +24,11 @@ const (
 	// time until it is acknowledged.
 	applyBatches = 512
 	applyBytes   = 4 << 20
+	// streamBuffer is how much of a stream is read at once. What comes before it are
+	// small frames and the chunks of a copy, which shall not take the way through a
+	// buffer of their own size.
+	streamBuffer    = 256 << 10
+	handshakeBuffer = 16 << 10
 	// fullAfter is after how many streams in a row that could not be applied a full
 	// copy is asked for.
 	fullAfter = 2
@@ -304,7 +309,7 @@ func (f *Follower) follow(ctx context.Context, log *slog.Logger) error {
 
 	s := &session{Follower: f, ctx: ctx, cancel: cancel, conn: conn, log: log, wake: make(chan struct{}, 1)}
 	s.in = &patientReader{conn, handshakeTimeout}
-	s.r, s.w = bufio.NewReaderSize(s.in, 256<<10), bufio.NewWriterSize(conn, 256)
+	s.r, s.w = bufio.NewReaderSize(s.in, handshakeBuffer), bufio.NewWriterSize(conn, 256)
 	err = s.run()
 	cause := context.Cause(ctx)
 	cancel(nil)
@@ -378,6 +383,7 @@ func (s *session) run() error {
 			return err
 		}
 	}
+	s.r = bufio.NewReaderSize(s.r, streamBuffer)
 	return s.stream()
 }
 

@@ -78,30 +78,25 @@ func maxPayload(t frameType) int {
 	return 64 << 10
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 var errBadFrame = errors.New("damaged frame")
 
-func frameCRC(t frameType, payload []byte) uint32 {
-	return crc32.Update(crc32.Update(0, castagnoli, []byte{byte(t)}), castagnoli, payload)
-}
-
-// putHeader writes the header of a frame.
-func putHeader(h []byte, t frameType, payload []byte) error {
+// putHeader writes the header of a frame, and returns the checksum of the frame.
+func putHeader(h []byte, t frameType, payload []byte) (crc uint32, err error) {
 	if most := maxPayload(t); len(payload) > most {
-		return fmt.Errorf("%v of %d bytes, want at most %d", t, len(payload), most)
+		return 0, fmt.Errorf("%v of %d bytes, want at most %d", t, len(payload), most)
 	}
 	binary.BigEndian.PutUint32(h, uint32(len(payload)))
 	h[4] = byte(t)
-	binary.BigEndian.PutUint32(h[5:], frameCRC(t, payload))
+	crc = frameCRC(t, payload)
+	binary.BigEndian.PutUint32(h[5:], crc)
 	binary.BigEndian.PutUint32(h[9:], crc32.Checksum(h[:9], castagnoli))
-	return nil
+	return crc, nil
 }
 
 // writeFrame writes a frame. It needs no lock only if there is one writer.
 func writeFrame(w io.Writer, t frameType, payload []byte) error {
 	var h [frameHeaderSize]byte
-	if err := putHeader(h[:], t, payload); err != nil {
+	if _, err := putHeader(h[:], t, payload); err != nil {
 		return err
 	}
 	if _, err := w.Write(h[:]); err != nil {
@@ -112,30 +107,34 @@ func writeFrame(w io.Writer, t frameType, payload []byte) error {
 }
 
 // readFrame reads a frame. The payload is the caller's.
-func readFrame(r *bufio.Reader) (frameType, []byte, error) { return readFrameTo(r, nil) }
+func readFrame(r *bufio.Reader) (frameType, []byte, error) {
+	t, payload, _, err := readFrameTo(r, nil)
+	return t, payload, err
+}
 
 // readFrameTo reads a frame, its payload into memory that the caller has, if that is
-// enough.
-func readFrameTo(r *bufio.Reader, memory []byte) (frameType, []byte, error) {
+// enough. It returns the frame's checksum, too, which it has verified.
+func readFrameTo(r *bufio.Reader, memory []byte) (t frameType, payload []byte, crc uint32, err error) {
 	var h [frameHeaderSize]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
-		return 0, nil, err
+		return 0, nil, 0, err
 	}
-	n, t := int(binary.BigEndian.Uint32(h[:])), frameType(h[4])
+	n := int(binary.BigEndian.Uint32(h[:]))
+	t = frameType(h[4])
 	if binary.BigEndian.Uint32(h[9:]) != crc32.Checksum(h[:9], castagnoli) {
-		return 0, nil, refuse(refusedChecksum, "%w: checksum of a header", errBadFrame)
+		return 0, nil, 0, refuse(refusedChecksum, "%w: checksum of a header", errBadFrame)
 	}
 	if t == 0 || t >= frameEnd {
-		return 0, nil, refuse(refusedUnknown, "%w: unknown type %d", errBadFrame, h[4])
+		return 0, nil, 0, refuse(refusedUnknown, "%w: unknown type %d", errBadFrame, h[4])
 	}
 	if most := maxPayload(t); n > most {
-		return 0, nil, refuse(refusedOversize, "%w: %v of %d bytes, want at most %d", errBadFrame, t, n, most)
+		return 0, nil, 0, refuse(refusedOversize, "%w: %v of %d bytes, want at most %d", errBadFrame, t, n, most)
 	}
-	payload := memory[:0]
+	payload = memory[:0]
 	if n <= cap(memory) {
 		payload = memory[:n]
 		if _, err := io.ReadFull(r, payload); err != nil {
-			return 0, nil, noEOF(err)
+			return 0, nil, 0, noEOF(err)
 		}
 	}
 	for len(payload) < n {
@@ -143,13 +142,13 @@ func readFrameTo(r *bufio.Reader, memory []byte) (frameType, []byte, error) {
 		had := len(payload)
 		payload = append(payload, make([]byte, min(n-had, max(frameChunk, had)))...)
 		if _, err := io.ReadFull(r, payload[had:]); err != nil {
-			return 0, nil, noEOF(err)
+			return 0, nil, 0, noEOF(err)
 		}
 	}
-	if crc := binary.BigEndian.Uint32(h[5:]); crc != frameCRC(t, payload) {
-		return 0, nil, refuse(refusedChecksum, "%w: checksum of %v", errBadFrame, t)
+	if crc = binary.BigEndian.Uint32(h[5:]); crc != frameCRC(t, payload) {
+		return 0, nil, 0, refuse(refusedChecksum, "%w: checksum of %v", errBadFrame, t)
 	}
-	return t, payload, nil
+	return t, payload, crc, nil
 }
 
 // unexpected refuses a frame that does not come at this point.

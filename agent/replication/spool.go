@@ -3,6 +3,8 @@ package replication
 import (
 	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // A spool writes files beside the one who reads them from the network: the disk
@@ -31,6 +33,9 @@ const (
 	spoolChunks = 8
 	// spoolSyncs is how many files wait to be durable at most.
 	spoolSyncs = 2
+	// spoolAhead is after how many bytes the disk begins to write what the kernel would
+	// otherwise keep until the end of the file.
+	spoolAhead = 8 << 20
 )
 
 func newSpool() *spool {
@@ -101,13 +106,20 @@ func (s *spool) fail(err error) {
 
 func (s *spool) write() {
 	defer close(s.syncs)
+	unwritten := 0 // of the file that is written to
 	for j := range s.jobs {
 		switch {
 		case j.end:
+			unwritten = 0
 			s.syncs <- j.file
 		case s.failed() == nil:
 			if _, err := j.file.Write(j.chunk); err != nil {
 				s.fail(err)
+			}
+			if unwritten += len(j.chunk); unwritten >= spoolAhead {
+				unwritten = 0
+				// Only a hint: what comes of it the end of the file tells.
+				_ = unix.SyncFileRange(int(j.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 			}
 		}
 		s.put(j.chunk)
