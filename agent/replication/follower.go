@@ -379,12 +379,15 @@ func (s *session) run() error {
 				"reason", st.reason, "lsn", pos.LSN, "history", pos.History, "partition", pos.Partition,
 				"master_lsn", st.lsn, "master_history", st.history)
 		}
-		if err := s.receiveCopy(); err != nil {
+		if err := aside(s.receiveCopy); err != nil {
 			return err
 		}
 	}
 	s.r = bufio.NewReaderSize(s.r, streamBuffer)
-	return s.stream()
+	if err := aside(func() error { return s.stream(true) }); err != nil {
+		return err
+	}
+	return s.stream(false) // writes wait for this node from here on
 }
 
 // handshake upgrades the connection and tells where this node stands.
@@ -521,7 +524,8 @@ func (s *session) common(t frameType, payload []byte) (bool, error) {
 }
 
 // stream applies batches as they come.
-func (s *session) stream() error {
+// stream applies the log as it comes, until this node is to be in sync if that is all.
+func (s *session) stream(untilInSync bool) error {
 	var batches [][]byte
 	for {
 		t, payload, err := readFrame(s.r)
@@ -566,6 +570,9 @@ func (s *session) stream() error {
 			}
 			s.measure(func(c *catchUp, _ time.Time) { c.end() })
 			s.claimInSync(g)
+			if untilInSync {
+				return nil
+			}
 		default:
 			return fmt.Errorf("stream: %w", unexpected(t))
 		}

@@ -666,7 +666,11 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 			return fmt.Errorf("rewind: %w", err)
 		}
 	case history.TierCheckpoint:
-		snap, err := sender.copy(f, log)
+		var snap history.Snapshot
+		err := aside(func() (err error) {
+			snap, err = sender.copy(f, log)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("checkpoint: %w", err)
 		}

@@ -12,10 +12,14 @@ import (
 	"github.com/flarekv/flare/e2e/procs"
 )
 
-// apart gives the replica a processor that nobody else is on, as if it were a machine
-// of its own: what a catch-up costs the master is otherwise lost in what the replica
-// takes away from it. The zero value lets everybody run everywhere.
+// apart gives the replica a processor that nobody else is on, and the memory for a disk,
+// as if it were a machine of its own: what a catch-up costs the master is otherwise
+// lost in what the replica takes away from it. The zero value lets everybody run
+// everywhere.
 type apart struct{ on bool }
+
+// disk is where a file system in memory is.
+const disk = "/dev/shm"
 
 const (
 	masterProcessor = iota // and the client's
@@ -71,4 +75,21 @@ func (a *apart) start(p *procs.Process) error {
 		err = back
 	}
 	return err
+}
+
+// emptyDisk has the data of a node that does not run on a disk of their own, which is
+// empty. remove has to be called when the node does not run any more.
+func (a *apart) emptyDisk(n *procs.Node) (remove func(), err error) {
+	dir, err := os.MkdirTemp(disk, "flare-bench-")
+	if err != nil {
+		return nil, err
+	}
+	remove = func() { os.RemoveAll(dir) }
+	if err = os.RemoveAll(n.DataDir); err == nil {
+		err = os.Symlink(dir, n.DataDir)
+	}
+	if err != nil {
+		remove()
+	}
+	return remove, err
 }

@@ -368,7 +368,12 @@ func (b *bench) replication(ctx context.Context, mb int) error {
 	if err := r.away(ctx); err != nil {
 		return err
 	}
-	if _, err := r.back(ctx); err != nil {
+	remove, err := r.apart.emptyDisk(r.replica)
+	if err != nil {
+		return err
+	}
+	b.stops = slices.Insert(b.stops, 0, remove) // it is done last
+	if err := r.apart.start(r.replica.Flared); err != nil {
 		return err
 	}
 	if err := r.ready(ctx); err != nil {
@@ -377,7 +382,7 @@ func (b *bench) replication(ctx context.Context, mb int) error {
 	if err := r.measure(ctx, b.time); err != nil {
 		return err
 	}
-	return r.latencies(ctx, 5*b.time, "replica on one of its own", write)
+	return r.latencies(ctx, 5*b.time, "replica with a processor and a disk of its own", write)
 }
 
 // latencies prints what a replica that catches up costs who writes meanwhile.
