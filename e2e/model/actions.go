@@ -38,9 +38,13 @@ const (
 	Failsafe                   // master A asks its replicas for the lease
 	HandAsk                    // master A asks the index to make another node the master
 	HandQuit                   // master A gives a handover up
+	Collect                    // node A, which is filled with a new partition, gets all that the masters have
+	SendOn                     // master A sends on to that node what it has written since
+	Yield                      // master A has sent on everything and says so
 	Heal                       // the controller reaches node A again
 	Join                       // the other nodes reach node A again
 	Thaw                       // node A goes on
+	Resume                     // an operator lets roles change by themselves again
 	Gone                       // the pod of node A, which is terminating, is gone
 	Back                       // the pod of node A is there again
 	Arrive                     // late message A arrives
@@ -69,13 +73,15 @@ const (
 	ArriveTwice // late message A arrives, and will once more
 	Stray       // somebody registers under node A's name
 	Respec      // what is asked for changes
+	Pause       // an operator lets no roles change by themselves
+	Override    // an operator lets them change though the breaker is open
 	actionKinds
 )
 
 var actionNames = [actionKinds]string{"save", "push", "old-push", "start", "add", "hello", "report", "lost", "ping", "see", "connect", "stream",
-	"claim", "ask-behind", "failsafe", "hand-ask", "hand-quit", "heal", "join", "thaw", "gone", "back", "arrive", "tick",
+	"claim", "ask-behind", "failsafe", "hand-ask", "hand-quit", "collect", "send-on", "yield", "heal", "join", "thaw", "resume", "gone", "back", "arrive", "tick",
 	"long-tick", "save-losing-replies", "save-fails", "save-unknown", "takeover", "push-losing", "write", "crash", "wipe", "cut", "sever", "freeze",
-	"handover", "leave", "terminate", "late-claim", "late-ask", "late-hand-ask", "late-report", "late-lease", "arrive-twice", "stray-add", "respec"}
+	"handover", "leave", "terminate", "late-claim", "late-ask", "late-hand-ask", "late-report", "late-lease", "arrive-twice", "stray-add", "respec", "pause", "override"}
 
 // String is the form of an action in traces.
 func (a Action) String() string { return fmt.Sprintf("%s %d %d", actionNames[a.Kind], a.A, a.B) }
@@ -142,7 +148,7 @@ func (m *Model) Actions(w *World, list []Action) []Action {
 		switch {
 		case listed && !member.Exists:
 			add(Back, i, 0)
-		case !n.Up:
+		case !n.Up && (listed || !w.API.Members.Known):
 			add(Start, i, 0)
 		}
 		if listed && member.Exists && member.Terminating {
@@ -160,7 +166,8 @@ func (m *Model) Actions(w *World, list []Action) []Action {
 			// something that cannot wait.
 			r := w.report(i)
 			was := &o.Report
-			news := !seen || !o.Agent || was.Alive != r.Alive || was.Instance != r.Instance || was.Serving != r.Serving || was.LeaseEpoch != r.LeaseEpoch
+			news := !seen || !o.Agent || was.Alive != r.Alive || was.Instance != r.Instance || was.Serving != r.Serving || was.LeaseEpoch != r.LeaseEpoch ||
+				was.Filled != r.Filled || was.Yielded != r.Yielded
 			if news {
 				add(Report, i, 0)
 			}
@@ -185,6 +192,17 @@ func (m *Model) Actions(w *World, list []Action) []Action {
 		}
 		if n.To != 0 && w.linked(i, n.To-1) && n.Pos.LSN != w.Nodes[n.To-1].Pos.LSN {
 			add(Stream, i, 0)
+		}
+		if m.Grows {
+			if w.canCollect(i) {
+				add(Collect, i, 0)
+			}
+			if f := w.relayed(i); f >= 0 && w.lacks(i, f) {
+				add(SendOn, i, 0)
+			}
+			if w.canYield(i) {
+				add(Yield, i, 0)
+			}
 		}
 		if n.Claim != (core.Grant{}) && !n.Claimed && running {
 			if !n.Cut {
@@ -237,6 +255,9 @@ func (m *Model) Actions(w *World, list []Action) []Action {
 		}
 		if left.Write > 0 && !n.Frozen && n.writable(w.Now) {
 			add(Write, i, 0)
+			if m.Grows && n.Tenure.Partition == 0 && n.writesMoving(w.Now) {
+				add(Write, i, 1)
+			}
 		}
 		if n.Up && n.Inc < len(instances[0])-1 {
 			if left.Crash > 0 {
@@ -269,6 +290,15 @@ func (m *Model) Actions(w *World, list []Action) []Action {
 			add(ArriveTwice, k, 0)
 		}
 	}
+	switch f := &s.Durable.Safety; {
+	case f.Pause.At != 0:
+		add(Resume, 0, 0)
+	case left.Pause > 0:
+		add(Pause, 0, 0)
+	}
+	if f := &s.Durable.Safety; left.Override > 0 && f.Breaker.State != core.BreakerClosed {
+		add(Override, 0, 0)
+	}
 	if left.Respec > 0 && m.Respec != nil {
 		add(Respec, 0, 0)
 	}
@@ -276,7 +306,7 @@ func (m *Model) Actions(w *World, list []Action) []Action {
 	// passes; a world has a budget for what has not.
 	if left.Slow > 0 || !slices.ContainsFunc(list, func(a Action) bool { return prompt[a.Kind] }) {
 		add(Tick, 0, 0)
-		if left.LongTick > 0 {
+		if left.LongTick > 0 || m.Patient {
 			add(LongTick, 0, 0)
 		}
 	}
@@ -285,7 +315,7 @@ func (m *Model) Actions(w *World, list []Action) []Action {
 
 // prompt are the actions that take much less than Quantum unless something is slow.
 var prompt = [actionKinds]bool{Save: true, Push: true, OldPush: true, Add: true, Hello: true, Report: true,
-	See: true, Connect: true, Stream: true, Claim: true, AskLeft: true, HandAsk: true}
+	See: true, Connect: true, Stream: true, Claim: true, SendOn: true, Yield: true, AskLeft: true, HandAsk: true}
 
 func sameMembers(a, b core.Members) bool {
 	return a.Known == b.Known && a.Count == b.Count && slices.Equal(a.List, b.List)
@@ -478,9 +508,18 @@ func (m *Model) Apply(w *World, a Action) error {
 	case HandQuit:
 		n.Hand = Hand{}
 		w.open(i)
+	case Collect:
+		w.collect(i)
+	case SendOn:
+		w.sendOn(i, w.relayed(i))
+	case Yield:
+		w.yield(i)
 	case Write:
 		left.Write--
 		n.Pos.LSN.Index++
+		if a.B == 1 {
+			w.Parts[0].Moving = append(slices.Clip(w.Parts[0].Moving), n.Pos.LSN)
+		}
 		n.Lead.Committed(n.Pos.LSN)
 		n.Waiting = append(n.Waiting, Pending{n.Pos.LSN, w.Now})
 		w.answer(i)
@@ -547,6 +586,14 @@ func (m *Model) Apply(w *World, a Action) error {
 	case Stray:
 		left.Stray--
 		w.command(i, kindIgnored, 0, core.Command{Verb: core.VerbAdd})
+	case Pause:
+		left.Pause--
+		w.input(core.Command{ID: w.strangerID(), Verb: core.VerbPause, Note: "maintenance"})
+	case Resume:
+		w.input(core.Command{ID: w.strangerID(), Verb: core.VerbResume})
+	case Override:
+		left.Override--
+		w.input(core.Command{ID: w.strangerID(), Verb: core.VerbOverride, Seconds: 2 * Quantum / 1000, Note: "it is known"})
 	case Respec:
 		left.Respec--
 		spec := w.Ctl.State.Spec
@@ -558,7 +605,9 @@ func (m *Model) Apply(w *World, a Action) error {
 			left.Slow--
 		}
 		if a.Kind == LongTick {
-			left.LongTick--
+			if !m.Patient {
+				left.LongTick--
+			}
 			w.Now += Long
 		} else {
 			w.Now += Quantum

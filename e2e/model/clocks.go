@@ -101,13 +101,13 @@ var clocks = map[string]clock{
 	"core.State.SwitchAfter":  {deadline, 0},
 	"core.State.SettledSince": {young, 60_000},
 	"core.OrphanPurge.Delay":  {exact, 0},
-	"core.Orphans.Since":      {past, 0}, // no world adds partitions
+	"core.Orphans.Since":      {past, 0}, // no world purges orphans
 
 	"core.FailoverPolicy.Grace": {exact, 0},
 	"core.Breaker.Since":        {past, 0},
 	"core.Breaker.Calm":         {past, 300_000},
 	"core.Breaker.Settle":       {exact, 0},
-	"core.Breaker.Closed":       {past, 300_000},
+	"core.Breaker.Closed":       {young, 300_000},
 	"core.Pause.At":             {past, 0},
 	"core.Override.Until":       {deadline, 0},
 }

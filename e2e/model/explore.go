@@ -172,8 +172,8 @@ type Explorer struct {
 	origins origins
 	// edges, when not nil, is told of every transition.
 	edges func(worker int, from, to uint32, a Action)
-	// states, when not nil, is told of every new state.
-	states func(id uint32, packed []byte)
+	// visit, when not nil, is shown every state before its successors are found.
+	visit func(worker int, id uint32, w *World)
 
 	transitions atomic.Uint64
 	stop        atomic.Bool
@@ -208,9 +208,6 @@ func (x *Explorer) Run(ctx context.Context) (Result, error) {
 			continue
 		}
 		x.origins.set(id, origin{})
-		if x.states != nil {
-			x.states(id, b)
-		}
 		if err := x.m.Check(world); err != nil {
 			r.Violation = &Violation{Err: err}
 			return r, nil
@@ -298,6 +295,9 @@ func (x *Explorer) level(ctx context.Context, level []entry, progress func(done 
 // expand finds the successors of one state.
 func (x *Explorer) expand(w *worker, index int, e entry, fresh func(id uint32, b []byte)) {
 	world := w.unpack(e.b)
+	if x.visit != nil {
+		x.visit(index, e.id, world)
+	}
 	w.actions = x.m.Actions(world, w.actions[:0])
 	for i, a := range w.actions {
 		if i > 0 {
@@ -316,9 +316,6 @@ func (x *Explorer) expand(w *worker, index int, e entry, fresh func(id uint32, b
 		id, isNew := x.seen.add(fingerprintOf(b))
 		if isNew {
 			x.origins.set(id, origin{e.id, a})
-			if x.states != nil {
-				x.states(id, b)
-			}
 			fresh(id, b)
 		}
 		if x.edges != nil {

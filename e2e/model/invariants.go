@@ -27,6 +27,8 @@ func Invariants() []Invariant {
 		{"MasterHasAcknowledged", "A node that executes writes has every write of its partition that was acknowledged.", masterHasAcknowledged},
 		{"InSyncHasAcknowledged", "Every node that may be promoted by what is durable has every acknowledged write.", inSyncHasAcknowledged},
 		{"InSyncIsWaitedFor", "A master that executes writes waits for every replica that is in sync by what is durable.", inSyncIsWaitedFor},
+		{"OneOwnerOfKey", "At no time two nodes would execute a client's write of one key, of whichever partition they are the masters.", oneOwnerOfKey},
+		{"MovedKeysAreThere", "The master of an added partition has every acknowledged write of the keys that moved to it.", movedKeysAreThere},
 		{"OneMapPerVersion", "Two nodes never have different maps of one version.", oneMapPerVersion},
 		{"DurableBeforeSeen", "No node has a map that is later than what is durable.", durableBeforeSeen},
 		{"SameLogBehindPosition", "Two nodes at one position of one history have the same epochs behind it.", sameLogBehindPosition},

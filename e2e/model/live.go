@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/flarekv/flare/controller/core"
 	"github.com/flarekv/flare/proto/topology"
 )
 
@@ -88,47 +89,84 @@ func (w *World) until(reached func() bool) {
 
 // Liveness tells what became of looking whether every state leads to the desired one.
 type Liveness struct {
-	States    uint64 // that were looked at
-	Turns     uint64 // of calm, of all of them
-	Violation *Violation
+	Desired uint64 // states that are what was asked for
+	Edges   uint64 // transitions in which nothing goes wrong
+	Cycles  uint64 // parts of the graph that one can go round in for ever
+	Fair    uint64 // of them, by a fair schedule
 }
 
-// Live explores a world and looks, from every step-th state, whether the world comes to
-// the desired state and stays there when nothing goes wrong any more and everything that
-// can happen does: there is no state from which the goal cannot be reached, and no
-// circle outside of it that a fair schedule could go round for ever.
-func Live(ctx context.Context, m *Model, limits Limits, step int) (Liveness, Result, error) {
-	limits.Workers = 1
+// Live explores a world in which a long time may pass whenever time does, keeps every
+// transition in which nothing goes wrong, and looks at the whole of that graph:
+//
+//   - From every state a desired one is reached.
+//   - Whoever goes round in it for ever by a fair schedule, that is, takes every action
+//     some day that remains possible, does so among desired states only.
+//
+// So once nothing goes wrong any more the world comes to what was asked for, whatever
+// the order of things, and stays there.
+func Live(ctx context.Context, m *Model, limits Limits) (Liveness, Result, error) {
+	m.Patient = true
+	defer func() { m.Patient = false }()
 	x := NewExplorer(m, limits)
-	var live Liveness
-	good := map[fingerprint]bool{}
-	wk := m.newWorker()
-	x.states = func(id uint32, b []byte) {
-		if live.Violation != nil || int(id)%step != 0 {
-			return
+	edges := make([][]edge, x.limits.Workers)
+	desired := make([][]uint32, x.limits.Workers)
+	x.edges = func(worker int, from, to uint32, a Action) {
+		if a.Kind <= LongTick {
+			edges[worker] = append(edges[worker], edge{from, to, a})
 		}
-		live.States++
-		w := wk.unpack(b)
-		var path []fingerprint
-		known, err := w.calm(wk, func(fp fingerprint) bool {
-			live.Turns++
-			path = append(path, fp)
-			return good[fp]
-		})
-		if err == nil && !known {
-			err = w.Desired()
-		}
-		if err != nil {
-			live.Violation = &Violation{Err: fmt.Errorf("ReachesDesired: when nothing goes wrong any more, the cluster comes to what was asked for\n  %w\n%s", err, w.Summary()), Trace: x.origins.trace(id)}
-			x.stop.Store(true)
-			return
-		}
-		for _, fp := range path {
-			good[fp] = true
+	}
+	x.visit = func(worker int, id uint32, w *World) {
+		if w.Desired() == nil {
+			desired[worker] = append(desired[worker], id)
 		}
 	}
 	r, err := x.Run(ctx)
-	return live, r, err
+	var live Liveness
+	if err != nil || r.Violation != nil || !r.Complete {
+		return live, r, err
+	}
+	g := newGraph(int(r.States), edges)
+	good := make([]bool, r.States+1)
+	for _, list := range desired {
+		for _, id := range list {
+			good[id] = true
+			live.Desired++
+		}
+	}
+	live.Edges = uint64(len(g.edges))
+	if id := g.cannotReach(good); id != 0 {
+		r.Violation = x.liveViolation(id, "from here it is out of reach")
+		return live, r, nil
+	}
+	for _, part := range g.components() {
+		if !g.circular(part) {
+			continue
+		}
+		live.Cycles++
+		if !g.fair(part) {
+			continue
+		}
+		live.Fair++
+		for _, id := range part {
+			if !good[id] && r.Violation == nil {
+				r.Violation = x.liveViolation(id, fmt.Sprintf("a fair schedule may go round for ever, through here: %v", g.round(id, part)))
+			}
+		}
+	}
+	return live, r, nil
+}
+
+// liveViolation tells of a state from which it does not come to what was asked for.
+func (x *Explorer) liveViolation(id uint32, what string) *Violation {
+	trace := x.origins.trace(id)
+	w := x.m.Initial()[0]
+	wk := x.m.newWorker()
+	for _, a := range trace {
+		_ = x.m.Apply(w, a)
+		w = wk.unpack(wk.pack(w))
+	}
+	return &Violation{Trace: trace, Err: fmt.Errorf("ReachesDesired: once nothing goes wrong any more, the cluster comes to what was asked for and stays so\n  %s\n  %v\n%s",
+		what, w.Desired(), w.Summary())}
 }
 
 // Desired tells why a world is not what was asked for: every partition has a master
@@ -142,14 +180,20 @@ func (w *World) Desired() error {
 		return fmt.Errorf("somebody waits for an answer")
 	}
 	d := &w.API.Durable
-	if len(d.Partitions) != s.Spec.Partitions {
+	if f := &d.Safety; f.Breaker.State != core.BreakerClosed || f.Pause.At != 0 {
+		return fmt.Errorf("no roles change by themselves")
+	}
+	if len(d.Partitions) != s.Spec.Partitions && s.Refusal.Reason != core.ReasonPartitionReduction {
 		return fmt.Errorf("there are %d partitions of %d", len(d.Partitions), s.Spec.Partitions)
 	}
+	// Where a partition was added there may be fewer nodes than are wanted.
+	wanted := min(len(d.Partitions)*s.Spec.Replicas, len(d.Nodes)) - len(d.Partitions)
+	all := 0
 	for p := range d.Partitions {
 		masters, replicas := 0, 0
 		for i := range w.Nodes {
 			n := &w.Nodes[i]
-			if n.Map.Version != d.Version {
+			if _, listed := d.Map().Find(w.m.keys[i]); listed && n.Map.Version != d.Version {
 				return fmt.Errorf("%s has map %d, the last one is %d", w.m.keys[i], n.Map.Version, d.Version)
 			}
 			if n.writable(w.Now) && n.Tenure.Partition == p {
@@ -168,9 +212,13 @@ func (w *World) Desired() error {
 				replicas++
 			}
 		}
-		if masters != 1 || replicas != s.Spec.Replicas-1 {
+		if masters != 1 || replicas >= s.Spec.Replicas {
 			return fmt.Errorf("partition %d has %d masters that take writes and %d replicas in sync of %d", p, masters, replicas, s.Spec.Replicas-1)
 		}
+		all += replicas
+	}
+	if all != wanted {
+		return fmt.Errorf("there are %d replicas in sync of %d", all, wanted)
 	}
 	return nil
 }

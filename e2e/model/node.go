@@ -17,6 +17,9 @@ func (w *World) hear(i int, m topology.Map, plain bool) bool {
 	if n.Map.Version > m.Version {
 		return false
 	}
+	if w.m.Grows {
+		n.Width, n.Yield = layoutOf(w.m.keys[i], m, n.Map, n.Yield)
+	}
 	n.Map, n.Plain = m, plain
 	w.checkMap(i)
 	w.act(i)
@@ -40,9 +43,14 @@ func (w *World) act(i int) {
 		return
 	}
 	d := w.duty(i)
+	if d.kind != dutyFill {
+		n.Fill = Filling{}
+	}
 	switch d.kind {
 	case dutyMaster:
 		w.leadPartition(i, d)
+	case dutyFill:
+		w.fill(i, d)
 	case dutySlave:
 		if n.To != 0 && w.m.keys[n.To-1] != d.master {
 			w.unfollow(i)
@@ -251,7 +259,7 @@ func (w *World) stream(r int) {
 	m := n.To - 1
 	master := &w.Nodes[m]
 	n.Pos.LSN, n.Pos.Lineage, n.Pos.History, n.Pos.Partition = master.Pos.LSN, master.Pos.Lineage, master.Pos.History, master.Pos.Partition
-	n.Pos = n.Pos.Settled()
+	n.Pos, n.Have = n.Pos.Settled(), master.Have
 	w.perform(m, master.Lead.Ack(w.m.keys[r], n.Conn, n.Pos.LSN, w.time()))
 	w.answer(m)
 }
@@ -265,7 +273,7 @@ func (w *World) crash(i int) {
 		}
 	}
 	w.unfollow(i)
-	*n = Node{Cut: n.Cut, Apart: n.Apart, Inc: n.Inc, Pos: n.Pos, Mark: n.Mark}
+	*n = Node{Cut: n.Cut, Apart: n.Apart, Inc: n.Inc, Pos: n.Pos, Mark: n.Mark, Have: n.Have}
 }
 
 // start begins a node's next process.
@@ -388,6 +396,9 @@ func (w *World) report(i int) core.AgentReport {
 	}
 	if n.Held && n.Open {
 		r.Partition, r.LeaseEpoch = n.Tenure.Partition, n.Tenure.Epoch
+	}
+	if w.m.Grows && n.Up && n.Stage == Said {
+		w.grown(i, &r)
 	}
 	return r
 }

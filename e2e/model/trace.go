@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -26,7 +27,12 @@ func (w *World) describe(a Action) string {
 		if a.B == 1 {
 			s += ", the former controller goes on sending its map"
 		}
-	case See, Tick, LongTick, Respec:
+	case See, Tick, LongTick, Respec, Pause, Resume, Override:
+	case Write:
+		s += " " + key(a.A)
+		if a.B == 1 {
+			s += " of a key that moves"
+		}
 	case AskLeft, LateAsk:
 		s += fmt.Sprintf(" %s about %s", key(a.A), w.Nodes[a.A].Asks[a.B].Key)
 	case Handover:
@@ -83,6 +89,8 @@ func (w *World) Summary() string {
 // Replay lets the actions happen one after the other and tells what they do. It returns
 // the invariant that one of them breaks, and fails if one is not possible.
 func (m *Model) Replay(actions []Action, out io.Writer) (broken, err error) {
+	// A trace of a circle has long ticks for which the world has no budget.
+	m.Patient = m.Budget.LongTick == 0 && slices.ContainsFunc(actions, func(a Action) bool { return a.Kind == LongTick })
 	w := m.Initial()[0]
 	say := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
 	w.say = say

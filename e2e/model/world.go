@@ -58,7 +58,8 @@ type API struct {
 
 // Part is what clients know of a partition.
 type Part struct {
-	Acked []topology.LSN // writes that were answered, at least one node has each
+	Acked  []topology.LSN // writes that were answered, at least one node has each
+	Moving []topology.LSN // writes of keys that go to the partition that is added
 }
 
 // Node is a data node: flared's process, its agent, and the disk.
@@ -96,6 +97,13 @@ type Node struct {
 	Claimed bool       // and was told
 	Promise Promise
 	Refused int64 // when a claim of it was refused, after which it pauses
+
+	// While a partition is added, see growth.go.
+	Width   int // partitions in force by the map
+	Fill    Filling
+	Have    []topology.LSN // writes of moving keys that it has got; on disk
+	Yield   Yielding       // what the map asks to yield
+	Yielded Yielding       // what was
 }
 
 // Stage is how far a process is in registering.
@@ -180,7 +188,7 @@ type Budget struct {
 	Takeover, Unsaved, SavedUnknown, LostReply  uint8
 	Late, Twice                                 uint8
 	Write, Handover, Leave, Terminate, LongTick uint8
-	Stray, Respec                               uint8
+	Stray, Respec, Pause, Override              uint8
 	// Slow is how often time may pass though something is under way that takes no time.
 	Slow uint8
 }
@@ -201,7 +209,8 @@ type Model struct {
 	Empty      bool                // it begins before the cluster is formed
 	Rejoining  bool                // it begins when node 1 has died, is back, and was told to be in sync
 	NoMembers  bool                // nobody keeps a list of the nodes
-	Checks     []string
+	Grows      bool                // partitions may be added: there are keys that move
+	Patient    bool                // whenever time passes, a long time may
 
 	codec codec
 	dict  *dictionary
@@ -308,15 +317,17 @@ func (m *Model) Initial() []*World {
 	w := &World{m: m, Now: Epoch}
 	w.Nodes = make([]Node, m.Nodes)
 	w.Parts = make([]Part, 8)
+	there := m.Nodes
+	if m.Grows {
+		there = m.Partitions * m.Replicas
+	}
 	for i := range w.Nodes {
-		w.Nodes[i].Up = true
+		w.Nodes[i].Up = i < there
 		w.Nodes[i].Pos.Partition = topology.NoPartition
 	}
-	w.API.Members = core.Members{Known: !m.NoMembers, Count: m.Nodes}
-	for i := range w.Nodes {
-		if !m.NoMembers {
-			w.API.Members.List = append(w.API.Members.List, core.Member{Key: nodeKey(i), Ordinal: i, Exists: true, Zone: zoneOf(i)})
-		}
+	w.API.Members = core.Members{Known: !m.NoMembers}
+	if !m.NoMembers {
+		w.scaleTo(there)
 	}
 	w.lead(core.New(core.Durable{}), m.spec())
 	if m.Empty {
@@ -335,6 +346,7 @@ func (m *Model) Initial() []*World {
 	return []*World{w}
 }
 
+// zoneOf puts two of three nodes into one zone.
 func zoneOf(i int) string { return string(rune('x' + i%2)) }
 
 func (m *Model) spec() core.Spec {
@@ -415,8 +427,20 @@ func (w *World) inputLosing(in core.Input, lose bool) {
 	w.promoted(&before.Durable, &after.Durable)
 }
 
-// scaled lets the workload follow at once.
+// scaleTo gives the workload so many pods, or as many as there may be.
+func (w *World) scaleTo(nodes int) {
+	list := slices.Clone(w.API.Members.List)
+	for i := len(list); i < min(nodes, len(w.Nodes)); i++ {
+		list = append(list, core.Member{Key: w.m.keys[i], Ordinal: i, Exists: true, Zone: zoneOf(i)})
+	}
+	w.API.Members.Count, w.API.Members.List = nodes, list
+}
+
+// scaled lets the workload follow at once. It never gets smaller here.
 func (w *World) scaled(e core.ScaleTo) {
+	if w.m.Grows && e.Nodes > w.API.Members.Count {
+		w.scaleTo(e.Nodes)
+	}
 	w.input(core.Done{Request: core.RequestScale, Seq: e.Seq})
 }
 

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,10 +25,13 @@ func main() {
 	trace := flag.String("trace", "", "file for the trace of a violation")
 	replay := flag.String("replay", "", "tell the trace in this file instead of exploring")
 	profile := flag.String("cpuprofile", "", "file for a profile of the processor's time")
+	live := flag.Bool("live", true, "look also whether the fast worlds among them come to what was asked for")
 	quiet := flag.Bool("quiet", false, "print the table only")
 	mutations := flag.Bool("mutations", false, "break the core in every way of the list instead, and see whether that is seen")
 	only := flag.String("only", "", "with -mutations: those with that in their name")
 	flag.Parse()
+	// What lives is small beside what is made and dropped with every transition.
+	debug.SetGCPercent(400)
 	if *replay != "" {
 		os.Exit(tell(*replay))
 	}
@@ -50,9 +55,9 @@ func main() {
 		return
 	}
 	fmt.Printf("%-20s %12s %14s %6s %9s %8s  %s\n", "world", "states", "transitions", "depth", "time", "memory", "result")
-	code := 0
+	code, complete, all := 0, true, model.Result{}
 	for _, m := range model.Worlds() {
-		if *worlds != "" && !strings.Contains(","+*worlds+",", ","+m.Name+",") {
+		if !among(m.Name, *worlds) {
 			continue
 		}
 		if err := m.Init(); err != nil {
@@ -74,25 +79,72 @@ func main() {
 			result = "stopped by a limit"
 		}
 		fmt.Printf("%-20s %12d %14d %6d %8.1fs %5d MiB  %s\n", r.World, r.States, r.Transitions, r.Depth, r.Took.Round(100*time.Millisecond).Seconds(), r.Memory>>20, result)
-		if v := r.Violation; v != nil {
-			fmt.Printf("\n%v\n\nafter %d steps:\n\n", v.Err, len(v.Trace))
-			if _, err := m.Replay(v.Trace, os.Stdout); err != nil {
-				fmt.Println(err)
-			}
-			if *trace != "" {
-				f, err := os.Create(*trace)
-				if err == nil {
-					err = model.WriteTrace(f, m.Name, v.Err, v.Trace)
-					f.Close()
-				}
-				if err != nil {
-					fmt.Fprintln(os.Stderr, err)
-				}
-			}
+		all.States += r.States
+		all.Transitions += r.Transitions
+		all.Depth, all.Memory, all.Took = max(all.Depth, r.Depth), max(all.Memory, r.Memory), all.Took+r.Took
+		complete = complete && r.Complete
+		if r.Violation != nil {
+			report(m, r.Violation, *trace)
 		}
+	}
+	fmt.Printf("%-20s %12d %14d %6d %8.1fs %5d MiB  all complete: %t\n", "all", all.States, all.Transitions, all.Depth, all.Took.Seconds(), all.Memory>>20, complete)
+	if *live {
+		code = max(code, lively(ctx, *worlds, *workers, *trace))
 	}
 	pprof.StopCPUProfile()
 	os.Exit(code)
+}
+
+// lively looks at the fast worlds of a list, and prints whether they come to what was
+// asked for, by every fair schedule, from every state.
+func lively(ctx context.Context, worlds string, workers int, trace string) (code int) {
+	fmt.Printf("\n%-20s %12s %12s %14s %8s %8s %9s  %s\n", "once nothing fails", "states", "desired", "transitions", "circles", "fair", "time", "result")
+	for _, m := range model.Worlds() {
+		if !strings.HasPrefix(m.Name, "fast") || !among(m.Name, worlds) {
+			continue
+		}
+		if err := m.Init(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+		l, r, err := model.Live(ctx, m, model.Limits{Workers: workers})
+		result := "desired in the end"
+		switch {
+		case r.Violation != nil:
+			result, code = "VIOLATED", 1
+		case err != nil:
+			result, code = "interrupted", 1
+		}
+		fmt.Printf("%-20s %12d %12d %14d %8d %8d %8.1fs  %s\n", r.World, r.States, l.Desired, l.Edges, l.Cycles, l.Fair, r.Took.Seconds(), result)
+		if r.Violation != nil {
+			report(m, r.Violation, trace)
+		}
+	}
+	return code
+}
+
+// among reports whether a world is one of a list; all are of an empty one.
+func among(name, worlds string) bool {
+	return worlds == "" || slices.Contains(strings.Split(worlds, ","), name)
+}
+
+// report tells the way to a violation and keeps it in a file.
+func report(m *model.Model, v *model.Violation, file string) {
+	fmt.Printf("\n%v\n\nafter %d steps:\n\n", v.Err, len(v.Trace))
+	if _, err := m.Replay(v.Trace, os.Stdout); err != nil {
+		fmt.Println(err)
+	}
+	if file == "" {
+		return
+	}
+	f, err := os.Create(file)
+	if err == nil {
+		err = model.WriteTrace(f, m.Name, v.Err, v.Trace)
+		f.Close()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 }
 
 func tell(path string) int {

@@ -65,7 +65,7 @@ func mutate(ctx context.Context, only string) error {
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("mutation %q does not build: %w\n%s", m.Name, err, out)
 		}
-		out, err := exec.CommandContext(ctx, bin, "-quiet", "-worlds", m.World, "-time", mutationLimit.String()).CombinedOutput()
+		out, err := exec.CommandContext(ctx, bin, "-quiet", "-live=false", "-worlds", m.World, "-time", mutationLimit.String()).CombinedOutput()
 		var exit *exec.ExitError
 		result, steps, name := "MISSED", "", ""
 		if errors.As(err, &exit) {
