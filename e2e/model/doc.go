@@ -12,12 +12,14 @@
 //	world.go       what there is
 //	actions.go     what may happen
 //	node.go        what nodes do
+//	growth.go      what they do while a partition is added
 //	invariants.go  what must hold
 //	worlds.go      the worlds that are explored
 //	clocks.go      which times are one and the same
 //	pack.go        states as few bytes
 //	explore.go     the search
 //	live.go        whether it comes to what was asked for
+//	graph.go       what was explored, to look at as a whole
 //	mutations.go   ways to break the core
 //	trace.go       the way to a state, for people and for replay
 package model
