@@ -198,12 +198,12 @@ func (x *indexClient) call(ctx context.Context, req *text.Request) error {
 	return nil
 }
 
-// active reports that this node, a replica, is in sync under the given grant.
-func (x *indexClient) active(ctx context.Context, epoch, session uint64) error {
+// active reports that this node, a replica of the partition, is in sync under the given grant.
+func (x *indexClient) active(ctx context.Context, partition int, epoch, session uint64) error {
 	req := x.request(text.CmdNodeState)
 	req.Node.State = topology.Active
 	if x.extended.Load() {
-		req.Node.Epoch, req.Node.Session, req.Node.HasSession = epoch, session, true
+		req.Node.Partition, req.Node.Epoch, req.Node.Session, req.Node.HasSession = partition, epoch, session, true
 	}
 	return x.call(ctx, req)
 }
@@ -238,8 +238,9 @@ func (x *indexClient) resign(ctx context.Context) error {
 	return x.call(ctx, req)
 }
 
-// behind asks the index to take a replica out of the in-sync set.
-func (x *indexClient) behind(ctx context.Context, replica string, epoch, session uint64) error {
+// behind asks the index to take a replica out of the partition's in-sync set. The
+// replica may have gone to another partition, in which epochs mean something else.
+func (x *indexClient) behind(ctx context.Context, partition int, replica string, epoch, session uint64) error {
 	name, port, err := topology.SplitKey(replica)
 	if err != nil {
 		return err
@@ -251,7 +252,7 @@ func (x *indexClient) behind(ctx context.Context, replica string, epoch, session
 		return nil
 	}
 	return x.call(ctx, &text.Request{Command: text.CmdNodeBehind,
-		Node: text.NodeArgs{Name: name, Port: port, Epoch: epoch, Session: session, HasSession: true}})
+		Node: text.NodeArgs{Name: name, Port: port, Partition: partition, Epoch: epoch, Session: session, HasSession: true}})
 }
 
 // handOver asks the index to make a replica, which is in sync by the grant of that

@@ -161,6 +161,13 @@ func (k *roleKeeper) lead(ctx context.Context, d duty) time.Duration {
 	return 0
 }
 
+// leads returns the partition that this node is the master of in an epoch.
+func (k *roleKeeper) leads(epoch uint64) (partition int, held bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.tenure.partition, k.tenure.held && k.tenure.epoch == epoch
+}
+
 // admit opens the gate to a master's writes, unless something keeps it closed; it
 // needs mu.
 func (k *roleKeeper) admit() {

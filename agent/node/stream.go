@@ -19,9 +19,15 @@ const replicationProto = 1
 
 func (s *Server) newSource() *replication.Source {
 	return replication.NewSource(s.db, replication.SourceConfig{
-		Self:            s.self,
-		Timeout:         func() time.Duration { return s.live.Load().ReplicationTimeout },
-		Behind:          s.index.behind,
+		Self:    s.self,
+		Timeout: func() time.Duration { return s.live.Load().ReplicationTimeout },
+		Behind: func(ctx context.Context, replica string, epoch, session uint64) error {
+			partition, held := s.roles.leads(epoch)
+			if !held {
+				return replication.ErrNotMaster
+			}
+			return s.index.behind(ctx, partition, replica, epoch, session)
+		},
 		CopyBandwidth:   func() int64 { return int64(s.live.Load().ReconstructionBwlimit) << 10 },
 		StreamBandwidth: func() int64 { return int64(s.live.Load().CatchUpBwlimit()) << 10 },
 		MaxCopies:       func() int { return s.live.Load().ReconstructionMaxCopies },
@@ -60,7 +66,7 @@ func (s *Server) newCatcher(d duty) catcher {
 			return s.following(nc, d.master), nil
 		},
 		InSync: func(ctx context.Context, epoch, session uint64) error {
-			err := s.index.active(ctx, epoch, session)
+			err := s.index.active(ctx, d.partition, epoch, session)
 			var refused *text.ErrorReply
 			if errors.As(err, &refused) {
 				return fmt.Errorf("%w: %w", replication.ErrRefused, err)

@@ -410,6 +410,8 @@ func (w *work) inSync(c Command, key string) string {
 		return RefuseNotRegistered
 	case c.State != topology.Active || n.Role != topology.Slave || !n.up():
 		return RefuseNotReplica
+	case c.Partition >= 0 && c.Partition != n.Partition:
+		return RefuseStaleGrant // of the master of a partition that it has left
 	case g.Epoch != w.s.Durable.epoch(n.Partition):
 		return RefuseStaleEpoch
 	case !g.After(n.Floor):
@@ -438,6 +440,15 @@ func (w *work) behind(c Command, key string) string {
 	home := n.Partition
 	if home < 0 {
 		home = n.Home
+	}
+	if p := c.Partition; p >= 0 && p != home {
+		// It left the partition and is not in sync there. Its epoch is another
+		// partition's now, so it cannot be the grant's.
+		if g.Epoch != w.s.Durable.epoch(p) {
+			return RefuseStaleEpoch
+		}
+		w.keepFloor(key, p, g)
+		return ""
 	}
 	switch {
 	case home >= 0 && g.Epoch != w.s.Durable.epoch(home):
@@ -486,15 +497,44 @@ func (w *work) delete(key string) {
 	old := d.Nodes[i]
 	d.Nodes = slices.Delete(d.Nodes, i, i+1)
 	w.indexed = false
-	d.Removed = slices.DeleteFunc(d.Removed, func(r RemovedNode) bool { return r.Floor.Epoch < d.epoch(r.Home) })
-	if old.Floor != (Grant{}) && old.Floor.Epoch >= d.epoch(old.Home) {
-		d.Removed = append(d.Removed, RemovedNode{Key: key, Home: old.Home, Floor: old.Floor})
-	}
+	w.keepFloor(key, old.Home, old.Floor)
 	w.dirty, w.visible = true, true
 	if o := w.s.seen(key); o != nil {
 		*o = Seen{Key: key, Agent: o.Agent, AgentAt: o.AgentAt, Report: o.Report}
 	}
 	w.emit(Decision{Reason: ReasonRemoved, Node: key, Old: old.duty(), New: "-", Version: d.Version + 1})
+}
+
+// keepFloor remembers the floor that a node has in a partition which is not its home.
+func (w *work) keepFloor(key string, home int, floor Grant) {
+	d := &w.s.Durable
+	d.Removed = slices.DeleteFunc(d.Removed, func(r RemovedNode) bool { return r.Floor.Epoch < d.epoch(r.Home) })
+	if floor == (Grant{}) || floor.Epoch < d.epoch(home) {
+		return
+	}
+	w.dirty = true
+	if i := d.removed(key, home); i < 0 {
+		d.Removed = append(d.Removed, RemovedNode{Key: key, Home: home, Floor: floor})
+	} else if floor.After(d.Removed[i].Floor) {
+		d.Removed[i].Floor = floor
+	}
+}
+
+// removed returns the index of what is remembered of a node in a partition, -1 for
+// nothing.
+func (d *Durable) removed(key string, home int) int {
+	return slices.IndexFunc(d.Removed, func(r RemovedNode) bool { return r.Key == key && r.Home == home })
+}
+
+// moved keeps the floor of a node that gets a duty in another partition, and brings
+// back the one that it had there.
+func (w *work) moved(n *Node, home int, floor Grant) {
+	w.keepFloor(n.Key(), home, floor)
+	d := &w.s.Durable
+	if i := d.removed(n.Key(), n.Home); i >= 0 {
+		n.Floor = d.Removed[i].Floor
+		d.Removed = slices.Delete(d.Removed, i, i+1)
+	}
 }
 
 // shutdown takes a node down that says it leaves.

@@ -365,12 +365,34 @@ func byExtendedMaster(d Durable, p int) bool {
 }
 
 func floorNeverFalls(t Transition) error {
-	for _, before := range t.Before.Durable.Nodes {
-		if after := t.After.Durable.node(before.Key()); after != nil && before.Home == after.Home && before.Floor.After(after.Floor) && before.Floor.Epoch >= t.Before.Durable.epoch(before.Home) {
-			return fmt.Errorf("%s: from %v to %v", before.Key(), before.Floor, after.Floor)
+	fell := func(key string, home int, floor Grant) error {
+		if after := t.After.Durable.floor(key, home); floor.After(after) && floor.Epoch >= t.After.Durable.epoch(home) {
+			return fmt.Errorf("%s in partition %d: from %v to %v", key, home, floor, after)
+		}
+		return nil
+	}
+	for _, n := range t.Before.Durable.Nodes {
+		if err := fell(n.Key(), n.Home, n.Floor); err != nil {
+			return err
+		}
+	}
+	for _, r := range t.Before.Durable.Removed {
+		if err := fell(r.Key, r.Home, r.Floor); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// floor returns the last grant that was taken back from a node in a partition.
+func (d *Durable) floor(key string, home int) Grant {
+	if n := d.node(key); n != nil && n.Home == home {
+		return n.Floor
+	}
+	if i := d.removed(key, home); i >= 0 {
+		return d.Removed[i].Floor
+	}
+	return Grant{}
 }
 
 func threadTypeConstant(t Transition) error {

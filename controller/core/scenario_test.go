@@ -457,10 +457,16 @@ func (w *scenario) command(f []string) {
 			c.HasSession = true
 			l := w.lsn(arg(3))
 			c.Epoch, c.Session = l.Epoch, l.Index
+			if arg(4) != "" {
+				c.Partition = w.number(arg(4))
+			}
 		}
 	case VerbBehind:
 		l := w.lsn(arg(2))
 		c.Epoch, c.Session, c.HasSession = l.Epoch, l.Index, true
+		if arg(3) != "" {
+			c.Partition = w.number(arg(3))
+		}
 	case VerbHandover:
 		c.Target, c.TargetPort, err = topology.SplitKey(arg(2))
 		l := w.lsn(arg(3))

@@ -28,15 +28,16 @@ type Durable struct {
 	// Orphans are the partitions that keys were moved away from and not yet removed,
 	// by number.
 	Orphans []Orphans `json:"orphans,omitempty"`
-	// Removed keeps the floors of nodes that were removed, for as long as a grant of
-	// that epoch may be under way: the node may register again.
+	// Removed keeps the floors of nodes that were removed, or have gone to another
+	// partition, for as long as a grant of that epoch may be under way: the node may
+	// come again.
 	Removed []RemovedNode `json:"removed,omitempty"`
 	Safety  Safety        `json:"safety,omitzero"`
 	// Replication is that to another cluster.
 	Replication Replication `json:"replication,omitzero"`
 }
 
-// RemovedNode is what must be remembered of a node that was removed.
+// RemovedNode is what must be remembered of a node that left a partition.
 type RemovedNode struct {
 	Key   string `json:"key"`
 	Home  int    `json:"home"`

@@ -216,6 +216,9 @@ func (w *work) set(key, reason string, change func(*Node)) {
 	if *n == old {
 		return
 	}
+	if n.Home != old.Home {
+		w.moved(n, old.Home, old.Floor)
+	}
 	w.dirty = true
 	w.indexed = w.indexed && n.Partition == old.Partition
 	if n.duty() != old.duty() {
@@ -428,7 +431,7 @@ func describeCommand(c Command) string {
 	case VerbImport:
 		return "import of a flare.xml"
 	case VerbBehind:
-		return fmt.Sprintf("behind %s grant=%d/%d", key, c.Epoch, c.Session)
+		return fmt.Sprintf("behind %s partition=%d grant=%d/%d", key, c.Partition, c.Epoch, c.Session)
 	}
 	return string(c.Verb) + " " + key
 }

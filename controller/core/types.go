@@ -109,7 +109,7 @@ type Command struct {
 
 	Role      topology.Role  // role
 	Balance   int            // role; -1 when absent
-	Partition int            // role; -1 when absent
+	Partition int            // role, and of the grant in state and behind; -1 when absent
 	State     topology.State // state
 
 	// Epoch and Session of the in-sync grant that a state or behind command is

@@ -389,7 +389,7 @@ func (w *world) command(key string, verb Verb) Command {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return Command{Verb: verb, Name: name, Port: port}
+	return Command{Verb: verb, Name: name, Port: port, Partition: -1}
 }
 
 func (w *world) pick(t *rapid.T) *worldNode { return rapid.SampledFrom(w.nodes).Draw(t, "node") }
@@ -578,7 +578,7 @@ func (w *world) grant(n *worldNode) (Command, bool) {
 	}
 	w.session++
 	c := w.command(n.key, VerbState)
-	c.State, c.Epoch, c.Session, c.HasSession = topology.Active, e.Epoch, w.session, true
+	c.State, c.Partition, c.Epoch, c.Session, c.HasSession = topology.Active, e.Partition, e.Epoch, w.session, true
 	n.granted = Grant{e.Epoch, w.session}
 	return c, true
 }
@@ -726,6 +726,7 @@ func (w *world) takeBack(t *rapid.T) {
 	}
 	c := w.command(n.key, VerbBehind)
 	c.Epoch, c.Session, c.HasSession = e.Epoch-uint64(rapid.IntRange(0, int(min(e.Epoch, 2))).Draw(t, "older")), w.session, true
+	c.Partition = e.Partition
 	current := w.state.Durable.epoch(e.Partition)
 	d := w.state.Durable.node(n.key)
 	w.do(c, func(r Reply) {
@@ -748,7 +749,7 @@ func (w *world) overtaken(t *rapid.T) {
 		return
 	}
 	back := w.command(n.key, VerbBehind)
-	back.Epoch, back.Session, back.HasSession = c.Epoch, c.Session, true
+	back.Partition, back.Epoch, back.Session, back.HasSession = c.Partition, c.Epoch, c.Session, true
 	w.do(back, func(r Reply) {
 		if r.Err == "" {
 			w.do(c, nil)

@@ -720,11 +720,11 @@ func (w *World) mail(i int, c core.Command) {
 
 func (w *World) claim(i int) core.Command {
 	g := w.Nodes[i].Claim
-	return core.Command{Verb: core.VerbState, State: topology.Active, Epoch: g.Epoch, Session: g.Session, HasSession: true}
+	return core.Command{Verb: core.VerbState, State: topology.Active, Partition: -1, Epoch: g.Epoch, Session: g.Session, HasSession: true}
 }
 
 func (w *World) askLeft(a Ask) core.Command {
-	return core.Command{Verb: core.VerbBehind, Name: nodeName(w.index(a.Key)), Port: 1, Epoch: a.Epoch, Session: a.Session, HasSession: true}
+	return core.Command{Verb: core.VerbBehind, Name: nodeName(w.index(a.Key)), Port: 1, Partition: -1, Epoch: a.Epoch, Session: a.Session, HasSession: true}
 }
 
 func (w *World) handAsk(i int) core.Command {

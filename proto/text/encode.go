@@ -148,13 +148,13 @@ func appendNodeArgs(dst []byte, req *Request) []byte {
 		if n.AllowDataLoss && n.State == topology.Active {
 			dst = appendWord(dst, allowDataLoss)
 		} else if n.HasSession && n.State == topology.Active {
-			dst = appendUint(appendUint(dst, n.Epoch), n.Session)
+			dst = appendGrant(dst, n)
 		}
 	case CmdNodeHandover:
 		dst = appendInt(appendWord(dst, n.Target), int64(n.TargetPort))
 		dst = appendUint(appendUint(appendUint(dst, n.Epoch), n.Session), n.Paused)
 	case CmdNodeBehind:
-		dst = appendUint(appendUint(dst, n.Epoch), n.Session)
+		dst = appendGrant(dst, n)
 	case CmdNodeHello:
 		dst = append(append(dst, " instance="...), n.Instance...)
 		dst = strconv.AppendInt(append(dst, " partition="...), int64(n.Partition), 10)
@@ -180,4 +180,13 @@ func extended(nodes []topology.Node) bool {
 		}
 	}
 	return false
+}
+
+// appendGrant appends the in-sync grant that a request is about.
+func appendGrant(dst []byte, n *NodeArgs) []byte {
+	dst = appendUint(appendUint(dst, n.Epoch), n.Session)
+	if n.Partition >= 0 {
+		dst = appendInt(dst, int64(n.Partition))
+	}
+	return dst
 }

@@ -534,7 +534,7 @@ func (p *parser) nodeCommand() *ProtocolError {
 			e = refuse(ReasonBadArguments)
 		}
 	case CmdNodeBehind:
-		if !p.session() {
+		if !p.grant() {
 			e = refuse(ReasonBadArguments)
 		}
 	}
@@ -561,7 +561,7 @@ func (p *parser) role() *ProtocolError {
 	return nil
 }
 
-// state reads: state [epoch session | allow_data_loss], both only with active
+// state reads: state [epoch session [partition] | allow_data_loss], both only with active
 func (p *parser) state() *ProtocolError {
 	n := &p.req.Node
 	state, err := topology.ParseState(string(p.word()))
@@ -573,7 +573,7 @@ func (p *parser) state() *ProtocolError {
 		*p, n.AllowDataLoss = ahead, true
 		return nil
 	}
-	if state == topology.Active && !p.done() && !p.session() {
+	if state == topology.Active && !p.done() && !p.grant() {
 		return refuse(ReasonBadArguments)
 	}
 	return nil
@@ -585,6 +585,14 @@ func (p *parser) session() bool {
 	epoch, ok := parseUint(p.number())
 	session, ok1 := parseUint(p.number())
 	n.Epoch, n.Session, n.HasSession = epoch, session, true
+	return ok && ok1
+}
+
+// grant reads: epoch session [partition]
+func (p *parser) grant() bool {
+	ok := p.session()
+	partition, ok1 := p.optionalInt(0, math.MaxInt32, topology.NoPartition)
+	p.req.Node.Partition = int(partition)
 	return ok && ok1
 }
 

@@ -88,12 +88,14 @@ const maxDigest = 1 << 20
 
 // NodeArgs are the arguments of the commands about one node.
 type NodeArgs struct {
-	Name      string
-	Port      int
-	Role      topology.Role  // node role
-	State     topology.State // node state
-	Balance   int            // node role, -1 if absent
-	Partition int            // node role, -1 if absent; node hello: the partition whose data it holds, -1 none
+	Name    string
+	Port    int
+	Role    topology.Role  // node role
+	State   topology.State // node state
+	Balance int            // node role, -1 if absent
+	// Partition: node role, -1 if absent; node hello: whose data it holds, -1 none; with an in-sync grant: that
+	// of its master, -1 if absent, as from one that does not tell.
+	Partition int
 
 	// Target and TargetPort name the replica that a master hands its role to (node handover).
 	Target     string
