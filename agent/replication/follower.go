@@ -473,7 +473,7 @@ func refusedBy(payload []byte) error {
 func (s *session) wantsFull() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.unusable >= fullAfter && !s.db.Position().Empty()
+	return s.unusable >= fullAfter
 }
 
 func (s *session) countUnusable(n int) {
@@ -554,7 +554,7 @@ func (s *session) stream(untilInSync bool) error {
 				// What the master sends does not fit; anything else is our own trouble.
 				for _, known := range unusable {
 					if errors.Is(err, known.err) {
-						s.countUnusable(1)
+						s.countUnusable(known.weight)
 						return refuse(known.reason, "stream: %w", err)
 					}
 				}
@@ -579,11 +579,14 @@ func (s *session) stream(untilInSync bool) error {
 	}
 }
 
-// unusable are the errors of a batch that does not fit.
+// unusable are the errors of a batch that does not fit, each with the number of
+// streams that it counts as. A damaged batch came whole, as its frame's checksum tells,
+// so that the master's log has it like that, and will next time.
 var unusable = []struct {
 	err    error
 	reason string
-}{{history.ErrGap, refusedGap}, {history.ErrDamaged, refusedBatch}, {history.ErrDiverged, refusedEpoch}}
+	weight int
+}{{history.ErrGap, refusedGap, 1}, {history.ErrDamaged, refusedBatch, fullAfter}, {history.ErrDiverged, refusedEpoch, 1}}
 
 func (s *session) setApplied(lsn topology.LSN) {
 	if s.attempts.reached(lsn) {

@@ -820,3 +820,48 @@ func TestUnusableStreamsLeadToACopy(t *testing.T) {
 	cancel()
 	<-done
 }
+
+// TestADamagedBatchLeadsToACopy: the master's log has it like that, so that another
+// stream would only bring it again; a gap may have been an accident. It makes no
+// difference whether the replica has anything yet.
+func TestADamagedBatchLeadsToACopy(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		err     error
+		empty   bool
+		streams uint64 // that are tried before the copy
+	}{
+		{"damaged", storage.ErrDamaged, false, 1},
+		{"damaged from the beginning", storage.ErrDamaged, true, 1},
+		{"gap", storage.ErrGap, false, fullAfter},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newCluster(t, "a:1", "b:1")
+			a, b := c.nodes["a:1"], c.nodes["b:1"]
+			a.lead(1, "b:1")
+			if !tt.empty {
+				b.follow(a)
+				b.reached(a)
+				b.unfollow()
+			}
+			a.put("k", "v")
+			f := NewFollower(&deaf{DB: b.db, err: tt.err}, FollowerConfig{Self: "b:1", Logger: quiet,
+				Dial: func(ctx context.Context) (Conn, error) {
+					var d net.Dialer
+					return d.DialContext(ctx, "tcp", a.lis.Addr().String())
+				}})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- f.Run(ctx) }()
+			waitFor(t, "a copy", func() bool { return f.Status().Checkpoints > 0 })
+			cancel()
+			<-done
+			if s := f.Status(); s.WALCatchUps != tt.streams {
+				t.Errorf("%d streams before the copy, want %d: %+v", s.WALCatchUps, tt.streams, s)
+			}
+			if got, want := digest(t, b.db), digest(t, a.db); got != want {
+				t.Error("the copy is not what the master has")
+			}
+		})
+	}
+}
