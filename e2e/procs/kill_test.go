@@ -375,7 +375,7 @@ func stats(t *testing.T, addr string) string {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(10 * time.Second))
+	nc.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(nc, "stats\r\nquit\r\n"); err != nil {
 		t.Fatal(err)
 	}

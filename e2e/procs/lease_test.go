@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,7 +99,7 @@ func statsOf(addr string) (map[string]string, error) {
 		return nil, err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	fmt.Fprint(c, "stats\r\n")
 	m := map[string]string{}
 	r := bufio.NewScanner(c)
@@ -122,6 +123,35 @@ func waitLease(t *testing.T, n *Node, state, source string) {
 	})
 }
 
+// lostLease reports whether a write failed because its node had no lease.
+func lostLease(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "read only (no lease)") || strings.Contains(err.Error(), "lease_lost"))
+}
+
+// stall is how long a machine stands still that cannot be expected to renew a lease.
+const stall = topology.LeaseTTL / 4
+
+// watchClock returns a function that tells for how long at most this process, and so
+// perhaps any other, was not given the processor.
+func watchClock(t *testing.T) (longest func() time.Duration) {
+	var most atomic.Int64
+	go func() {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for last := time.Now(); ; {
+			select {
+			case <-t.Context().Done():
+				return
+			case <-tick.C:
+			}
+			now := time.Now()
+			most.Store(max(most.Load(), int64(now.Sub(last))))
+			last = now
+		}
+	}()
+	return func() time.Duration { return time.Duration(most.Load()) }
+}
+
 func replicaOf(c *Cluster, m *Node) *Node {
 	for _, n := range c.Nodes {
 		if n != m {
@@ -133,14 +163,16 @@ func replicaOf(c *Cluster, m *Node) *Node {
 
 // TestWritesWithoutController stops the controller's process, ends it, and ends an
 // agent: for each of it longer than a lease lasts, the replicas keep the master
-// writing, and no write fails.
+// writing, and no write fails. Only if the machine stood still can a lease have ended.
 func TestWritesWithoutController(t *testing.T) {
 	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	m := master(t, c, 0)
 	waitLease(t, m, "held", "controller")
+	still := watchClock(t)
 	l := startSteady(m.Addr, "alone")
 	defer l.stop()
+	excused := func(err error) bool { return lostLease(err) && still() >= stall }
 
 	if err := c.Controller.Freeze(); err != nil {
 		t.Fatal(err)
@@ -151,7 +183,7 @@ func TestWritesWithoutController(t *testing.T) {
 	goesOn := func(what string, from time.Time, atLeast time.Duration) {
 		t.Helper()
 		eventually(t, atLeast+patience, what, func() error {
-			if _, last, err := l.state(); err != nil {
+			if _, last, err := l.state(); err != nil && !excused(err) {
 				t.Fatalf("%s: %v", what, err)
 			} else if last.Sub(from) < atLeast {
 				return fmt.Errorf("the last write was %v after that", last.Sub(from))
@@ -178,7 +210,8 @@ func TestWritesWithoutController(t *testing.T) {
 	if now := master(t, c, 0); now != m {
 		t.Errorf("the master changed from %s to %s", m.Addr, now.Addr)
 	}
-	l.check(t, replicaOf(c, m).Addr, false)
+	_, _, failed := l.state()
+	l.check(t, replicaOf(c, m).Addr, excused(failed))
 }
 
 // TestFrozenMaster stops a master's process: another one takes its place, but not
@@ -199,7 +232,7 @@ func TestFrozenMaster(t *testing.T) {
 		return nil
 	})
 
-	waiting, err := net.DialTimeout("tcp", m.Addr, 5*time.Second)
+	waiting, err := net.DialTimeout("tcp", m.Addr, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +279,7 @@ func TestFrozenMaster(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused, stored := 0, 0
-	waiting.SetReadDeadline(time.Now().Add(20 * time.Second))
+	waiting.SetReadDeadline(time.Now().Add(patience))
 	r := bufio.NewScanner(waiting)
 	cl := client(other.Addr)
 	defer cl.Close()
@@ -297,6 +330,7 @@ func TestMasterAlone(t *testing.T) {
 	if err := client(m.Addr).Set(&memcache.Item{Key: "k", Value: []byte("v")}); err != nil {
 		t.Fatal(err)
 	}
+	still := watchClock(t)
 	l := startSteady(m.Addr, "lonely")
 	defer l.stop()
 	c.Controller.Kill()
@@ -312,10 +346,10 @@ func TestMasterAlone(t *testing.T) {
 	})
 	l.stop()
 	_, last, err := l.state()
-	if !strings.Contains(err.Error(), "read only (no lease)") && !strings.Contains(err.Error(), "lease_lost") {
+	if !lostLease(err) {
 		t.Errorf("refused with %v", err)
 	}
-	if d := last.Sub(alone); d > topology.LeaseTTL || d <= 0 {
+	if d := last.Sub(alone); d > topology.LeaseTTL || d <= 0 && still() < stall {
 		t.Errorf("the last write was taken %v after the master was alone", d)
 	}
 	waitLease(t, m, "lost", "")

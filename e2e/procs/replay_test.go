@@ -26,6 +26,10 @@ import (
 // patience bounds every wait; on a busy machine it is better long.
 const patience = 90 * time.Second
 
+// hung is how long an answer may take that waits for nothing but a peer's few tenths
+// of a second.
+const hung = patience / 3
+
 // An exchange is one line of a recording: what was sent to a program, and what it
 // answered until it was silent. Each character of the strings is one byte.
 type exchange struct {
@@ -220,16 +224,26 @@ func dialWire(t *testing.T, addr string, ms masks) *wire {
 	return &wire{nc, ms}
 }
 
+// silence is how long nothing must come for an answer to be over that is as long as
+// the wanted one, but another: only a test that fails waits for it.
+const silence = 15 * time.Second
+
 // exchange sends bytes and returns what is read until that is what is wanted, or
 // something else for good; with closed until the end of the connection. What
 // comes beyond the wanted answer is found by the next exchange.
 func (w *wire) exchange(t *testing.T, send, want string, closed bool) string {
 	t.Helper()
-	w.nc.SetDeadline(time.Now().Add(patience))
 	sent := make(chan error, 1)
 	go func() { // the answer may begin before all is sent
-		_, err := io.WriteString(w.nc, send)
-		sent <- err
+		for rest := send; ; {
+			// Patience is with each part: all of a big value may take longer.
+			w.nc.SetWriteDeadline(time.Now().Add(patience))
+			n, err := io.WriteString(w.nc, rest[:min(len(rest), 256<<10)])
+			if rest = rest[n:]; err != nil || rest == "" {
+				sent <- err
+				return
+			}
+		}
 	}()
 	masked := w.masks.apply(want)
 	whole := func(got []byte) bool {
@@ -238,9 +252,14 @@ func (w *wire) exchange(t *testing.T, send, want string, closed bool) string {
 	var got []byte
 	buf := make([]byte, 256<<10)
 	for closed || !whole(got) {
-		if len(got) >= len(want) && len(got) > 0 {
-			w.nc.SetReadDeadline(time.Now().Add(time.Second))
+		limit := patience
+		switch {
+		case !closed && w.masks == nil && !strings.HasPrefix(want, string(got)):
+			limit = time.Second // no more of it makes it the wanted one
+		case len(got) >= len(want) && len(got) > 0:
+			limit = silence
 		}
+		w.nc.SetReadDeadline(time.Now().Add(limit))
 		n, err := w.nc.Read(buf)
 		got = append(got, buf[:n]...)
 		if err != nil {

@@ -24,7 +24,7 @@ func cutStreams(t *testing.T, addr string, want int) {
 			t.Fatal(err)
 		}
 		defer nc.Close()
-		nc.SetDeadline(time.Now().Add(10 * time.Second))
+		nc.SetDeadline(time.Now().Add(patience))
 		if _, err := io.WriteString(nc, command+"\r\nquit\r\n"); err != nil {
 			t.Fatal(err)
 		}
