@@ -100,6 +100,7 @@ func items(t *testing.T, n *Node) int {
 // TestBackupAndRestore takes a backup of a master under load, lets a replica go back
 // to it, then loses every node and brings the partition back from it.
 func TestBackupAndRestore(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	owner := master(t, c, 0)
 	other := c.Nodes[0]

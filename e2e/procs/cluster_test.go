@@ -3,10 +3,13 @@ package procs
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,7 +28,19 @@ const binDirVariable = "FLARE_TEST_PROGRAMS"
 // process ends it with an exit status that fails the test.
 var binDir string
 
+// atOnce is how many clusters run at the same time, unless the command line says it:
+// most of the time a test waits for what its processes wait for.
+const atOnce = 3
+
 func TestMain(m *testing.M) {
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		if err := flag.Set("test.parallel", strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0)))); err != nil {
+			panic(err)
+		}
+	}
 	os.Exit(func() int {
 		if binDir = os.Getenv(binDirVariable); binDir != "" {
 			return m.Run() // within a test of this package
@@ -151,6 +166,7 @@ func master(t *testing.T, c *Cluster, partition int) (n *Node) {
 // through another node, restarts it, and checks every acknowledged write on
 // every node.
 func TestMasterKilledUnderLoad(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 2, Replicas: 2})
 	victim := master(t, c, 0)
 	via := master(t, c, 1)
@@ -228,6 +244,7 @@ func TestMasterKilledUnderLoad(t *testing.T) {
 // TestRejoinByLog stops a replica, writes, and checks that it comes back by
 // the write-ahead log.
 func TestRejoinByLog(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	m := master(t, c, 0)
 	replica := c.Nodes[0]
@@ -270,6 +287,7 @@ func TestRejoinByLog(t *testing.T) {
 // TestLeaveCleanly ends a master by SIGTERM under load: clients of other nodes
 // see a pause and no error.
 func TestLeaveCleanly(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	leaving := master(t, c, 0)
 	other := c.Nodes[0]
@@ -318,6 +336,7 @@ func TestLeaveCleanly(t *testing.T) {
 
 // TestConfigRollout changes options in the FlareCluster file, RocksDB's own among them.
 func TestConfigRollout(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	pids := map[*Node]int{}
 	for _, n := range c.Nodes {
@@ -348,6 +367,7 @@ func TestConfigRollout(t *testing.T) {
 
 // TestBadSpecKeepsTheCluster writes a manifest that cannot be used.
 func TestBadSpecKeepsTheCluster(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 1})
 	before, err := c.Topology(t.Context())
 	if err != nil {
@@ -374,6 +394,7 @@ func TestBadSpecKeepsTheCluster(t *testing.T) {
 
 // TestSecondControllerIsRefused starts another one on the same state.
 func TestSecondControllerIsRefused(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 1})
 	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "flare-controller"), "--standalone", c.Manifest,
 		"--state-dir", filepath.Join(c.opts.Dir, "controller"),
@@ -388,6 +409,7 @@ func TestSecondControllerIsRefused(t *testing.T) {
 // TestControllerRestart kills the controller: the data path goes on, and a new
 // one continues with the same map.
 func TestControllerRestart(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 2, Replicas: 2})
 	before, err := c.Topology(t.Context())
 	if err != nil {

@@ -292,6 +292,7 @@ func flags(lines []string) []string {
 // the destination's nodes one after the other and starts them again: in the end
 // each record is there. Then the mode is changed to forward and back.
 func TestDestinationRestarts(t *testing.T) {
+	t.Parallel()
 	dest := start(t, Options{Partitions: 1, Replicas: 1})
 	to := dest.Nodes[0]
 	config := filepath.Join(t.TempDir(), "flared.conf")

@@ -176,6 +176,7 @@ func samePosition(t *testing.T, a, b *Node) {
 // TestHandoverBackAndForth hands a mastership over twenty times under the writes of
 // eight clients: none of them sees an error, and no data is copied.
 func TestHandoverBackAndForth(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	from := master(t, c, 0)
 	to := otherNode(c, from)
@@ -259,6 +260,7 @@ func TestHandoverBackAndForth(t *testing.T) {
 // TestHandoverTargetKilled kills the replica while it gets the rest: the role stays
 // where it is, and writes go on.
 func TestHandoverTargetKilled(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	from := master(t, c, 0)
 	to := otherNode(c, from)
@@ -302,6 +304,7 @@ func TestHandoverTargetKilled(t *testing.T) {
 // TestHandoverControllerKilled ends the controller after it was asked and before it
 // has answered: nobody writes until another one tells, and nothing is lost.
 func TestHandoverControllerKilled(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	from := master(t, c, 0)
 	to := otherNode(c, from)
@@ -350,6 +353,7 @@ func TestHandoverControllerKilled(t *testing.T) {
 // TestMinInSync asks for two nodes in sync: with one of them gone writes are refused
 // with the reason, and reads go on; when it is back, so are the writes.
 func TestMinInSync(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2, Spec: "    minInSync: 2\n"})
 	m := master(t, c, 0)
 	replica := otherNode(c, m)

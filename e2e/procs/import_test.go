@@ -43,6 +43,7 @@ func recordedFlareXML(t *testing.T) string {
 // flare.xml goes to a new controller, and the nodes, which do not start again, hear
 // from that one from then on. One of them is of the C++ kind, and was down.
 func TestImportFlareXML(t *testing.T) {
+	t.Parallel()
 	// The nodes run under an original index, which is not asked any more.
 	old := listenScripted(t, "127.0.0.1:0", originalIndex("END\r\n", originalMeta))
 	master, spare := startFlared(t, old.addr, "--replication-type=async"), startFlared(t, old.addr, "--replication-type=async")

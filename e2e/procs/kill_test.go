@@ -88,6 +88,7 @@ func damage(rng *rand.Rand, n *Node) (what string, visible bool, err error) {
 // by round, often damages the end of its log, and starts it again. In sync mode no
 // acknowledged write may be missing afterwards, and all nodes must be equal.
 func TestKillRounds(t *testing.T) {
+	t.Parallel()
 	rounds, rng := killRounds(t, 3)
 	c := start(t, Options{Partitions: 1, Replicas: 3})
 	var all []*writer
@@ -155,6 +156,7 @@ func pause(rng *rand.Rand, from, to int) {
 // replicas. What is lost lies behind the position that the new master had
 // acknowledged, and is counted.
 func TestKillRoundsAsync(t *testing.T) {
+	t.Parallel()
 	rounds, rng := killRounds(t, 2)
 	c := start(t, Options{Partitions: 1, Replicas: 2, ReplicationMode: "async"})
 	begun := regexp.MustCompile(`msg=master .*epoch=(\d+) lsn=(\d+)/(\d+)`)
@@ -229,6 +231,7 @@ func TestKillRoundsAsync(t *testing.T) {
 // at once, before its death was noticed: it must not lead with less than what was
 // acknowledged.
 func TestMasterWithoutItsLog(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	victim, other := master(t, c, 0), replicas(t, c)[0]
 	ws, stop := load(t, c, 4, "")
@@ -269,6 +272,7 @@ func TestMasterWithoutItsLog(t *testing.T) {
 // TestReplicaAwayFor100kWrites kills a replica, writes 100 000 records without it,
 // and checks that it comes back by the log alone.
 func TestReplicaAwayFor100kWrites(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	m, away := master(t, c, 0), replicas(t, c)[0]
 	away.Flared.Kill()
@@ -287,6 +291,7 @@ func TestReplicaAwayFor100kWrites(t *testing.T) {
 // TestPurgedLogMeansCheckpoint is the same with a log that is not kept: the
 // database is copied, once.
 func TestPurgedLogMeansCheckpoint(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 2})
 	m, away := master(t, c, 0), replicas(t, c)[0]
 	pipelined(t, m.Addr, "before:", 1000, 64)
@@ -326,6 +331,7 @@ func TestPurgedLogMeansCheckpoint(t *testing.T) {
 // TestSiblingContinuesByLog kills a master with two replicas under load: the one
 // that is not promoted goes on by the log, and so does the old master.
 func TestSiblingContinuesByLog(t *testing.T) {
+	t.Parallel()
 	c := start(t, Options{Partitions: 1, Replicas: 3})
 	old := master(t, c, 0)
 	ws, stop := load(t, c, 4, "")

@@ -22,6 +22,7 @@ var failing = []struct{ name, key, why string }{
 // TestMemccapable lets the protocol checks of libmemcached talk to both nodes of a
 // cluster: half of what they write has to be forwarded, whichever they talk to.
 func TestMemccapable(t *testing.T) {
+	t.Parallel()
 	program, err := exec.LookPath("memccapable")
 	if err != nil {
 		t.Fatalf("%v: it is in the packages that e2e/deps.sh installs", err)

@@ -48,6 +48,7 @@ func cutStreams(t *testing.T, addr string, want int) {
 // returns those writes are undone, its other records are not copied, and its
 // successor's sibling needs nothing but the log.
 func TestOldMasterRewinds(t *testing.T) {
+	t.Parallel()
 	// Nobody is to be taken for dead for being stopped a moment.
 	c := start(t, Options{Partitions: 1, Replicas: 3, ReplicationMode: "async", FlaredArgs: []string{"--replication-timeout=20000"}})
 	old := master(t, c, 0)
