@@ -97,7 +97,7 @@ func (c *fakeCluster) next(t *testing.T) core.Input {
 	select {
 	case in := <-c.inputs:
 		return in
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("nothing was observed")
 		return nil
 	}

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"strconv"
 	"sync"
 	"time"
@@ -120,12 +121,18 @@ var (
 		"Agents whose link is up.", nil, nil)
 	conditionDesc = prometheus.NewDesc(namespace+"_condition",
 		"1 for each condition of the cluster that is true, with its reason.", []string{"type", "reason"}, nil)
+	phaseDesc = prometheus.NewDesc(namespace+"_cluster_replication_phase",
+		"1 for the phase that the replication to another cluster is in, 0 for the others: None, Dumping, Forwarding, CuttingOver, CutOver.", []string{"phase"}, nil)
 )
+
+// replicationPhases are the phases as the metric names them.
+var replicationPhases = []core.ReplicationPhase{core.ReplicationNone, core.ReplicationDumping, core.ReplicationForwarding,
+	core.ReplicationCuttingOver, core.ReplicationCutOver}
 
 // Describe implements prometheus.Collector.
 func (c *viewCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{leaderDesc, mapVersionDesc, nodesDesc, downDesc, wantedDesc,
-		mastersDesc, inSyncDesc, epochDesc, lagDesc, agentsDesc, conditionDesc} {
+		mastersDesc, inSyncDesc, epochDesc, lagDesc, agentsDesc, conditionDesc, phaseDesc} {
 		ch <- d
 	}
 }
@@ -176,6 +183,13 @@ func (c *viewCollector) Collect(ch chan<- prometheus.Metric) {
 			v = 1
 		}
 		gauge(conditionDesc, v, cond.Type, cond.Reason)
+	}
+	for _, p := range replicationPhases {
+		v := 0.0
+		if p == t.Replication.Phase {
+			v = 1
+		}
+		gauge(phaseDesc, v, cmp.Or(string(p), "None"))
 	}
 }
 

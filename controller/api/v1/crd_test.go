@@ -3,6 +3,7 @@ package v1
 import (
 	"bytes"
 	"os"
+	"slices"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -94,21 +95,24 @@ func TestSchemaDefaultsEqualGoDefaults(t *testing.T) {
 }
 
 func TestSpecRules(t *testing.T) {
-	rules := map[string]bool{}
+	var rules []string
 	for _, r := range loadSchema(t).Properties["spec"].Rules {
 		if r.Message == "" {
 			t.Errorf("rule %q has no message", r.Rule)
 		}
-		rules[r.Rule] = true
+		rules = append(rules, r.Rule)
 	}
-	for _, want := range []string{
-		"self.partitions >= oldSelf.partitions",
+	slices.Sort(rules)
+	want := []string{
+		"!has(self.replication.minInSync) || self.replication.minInSync <= self.replicas",
+		"!self.clusterReplication.enabled || size(self.clusterReplication.target) > 0",
+		"self.keyMapping == oldSelf.keyMapping",
 		"self.partitionSize == oldSelf.partitionSize",
 		"self.partitionSize > self.partitions",
-	} {
-		if !rules[want] {
-			t.Errorf("no rule %q", want)
-		}
+		"self.partitions >= oldSelf.partitions",
+	}
+	if !slices.Equal(rules, want) {
+		t.Errorf("the rules are\n %q, want\n %q", rules, want)
 	}
 }
 
