@@ -33,6 +33,7 @@ type fakeController struct {
 	reports []report
 	ended   int                                           // links that the agent ended in good order
 	grant   func(*agentv1.NodeStatus) *agentv1.LeaseGrant // may be nil
+	order   *agentv1.Order                                // given after every report; may be nil
 }
 
 func startController(t *testing.T, addr string) *fakeController {
@@ -71,13 +72,18 @@ func (c *fakeController) Attach(stream grpc.BidiStreamingServer[controllerv1.Att
 		}
 		c.mu.Lock()
 		c.reports = append(c.reports, report{link, time.Now(), req.GetStatus()})
-		mute, grant := c.mute, c.grant
+		mute, grant, order := c.mute, c.grant, c.order
 		c.mu.Unlock()
 		if mute {
 			continue
 		}
 		if err := stream.Send(&controllerv1.AttachResponse{MapVersion: n}); err != nil {
 			return err
+		}
+		if order != nil {
+			if err := stream.Send(&controllerv1.AttachResponse{MapVersion: n, Order: order}); err != nil {
+				return err
+			}
 		}
 		if grant == nil {
 			continue

@@ -55,6 +55,9 @@ type fakeFlared struct {
 	failing error    // answered to whatever is about options
 	release chan struct{}
 	leases  []*agentv1.LeaseGrant
+
+	targets []string // of HandOverMaster
+	orphans uint64   // that PurgeOrphans finds when it is told no rate; 0: it never ends
 }
 
 func startFlared(t *testing.T, socket, instance string) *fakeFlared {
@@ -127,11 +130,25 @@ func (f *fakeFlared) ScanOrphans(_ *agentv1.ScanOrphansRequest, stream grpc.Serv
 	return refusal(codes.FailedPrecondition, "map_changing", "map_changing: the node map changed")
 }
 
-// PurgeOrphans removes as many as it is told to in a second, and then hangs for ever if
-// that is none.
+// HandOverMaster hands over, but not to nobody.
+func (f *fakeFlared) HandOverMaster(_ context.Context, req *agentv1.HandOverMasterRequest) (*agentv1.HandOverMasterResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.targets = append(f.targets, req.GetTarget())
+	if req.GetTarget() == "nobody:1" {
+		return nil, refusal(codes.FailedPrecondition, "target_not_in_sync", "target_not_in_sync: nobody is in sync")
+	}
+	return &agentv1.HandOverMasterResponse{}, nil
+}
+
+// PurgeOrphans removes as many as it is told to in a second. If that is none, it removes
+// those there are, and hangs for ever if there are none.
 func (f *fakeFlared) PurgeOrphans(req *agentv1.PurgeOrphansRequest, stream grpc.ServerStreamingServer[agentv1.PurgeOrphansResponse]) error {
-	err := stream.Send(&agentv1.PurgeOrphansResponse{Progress: &agentv1.OrphanProgress{Orphans: uint64(req.GetRate()), Done: req.GetRate() > 0}})
-	if req.GetRate() == 0 {
+	f.mu.Lock()
+	found := max(uint64(req.GetRate()), f.orphans)
+	f.mu.Unlock()
+	err := stream.Send(&agentv1.PurgeOrphansResponse{Progress: &agentv1.OrphanProgress{Orphans: found, Done: found > 0}})
+	if found == 0 {
 		<-stream.Context().Done()
 	}
 	return err
