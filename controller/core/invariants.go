@@ -13,6 +13,8 @@ type Transition struct {
 	Input   Input
 	After   State
 	Effects []Effect
+	// Owed: what came was only noted, and what it calls for is decided later (Advance).
+	Owed bool
 }
 
 // Invariant is something that holds after every step, whatever happens outside.
@@ -86,15 +88,21 @@ func Invariants() []Invariant { return slices.Concat(ofDuties, ofSteps) }
 func Check(s State, in Input) (State, []Effect, error) {
 	before := s.clone()
 	after, effects := Step(s, in)
-	t := Transition{Before: s, Input: in, After: after, Effects: effects}
 	if !slices.Equal(before.Durable.Nodes, s.Durable.Nodes) || !slices.Equal(before.Durable.Partitions, s.Durable.Partitions) ||
 		!slices.Equal(before.Seen, s.Seen) || !slices.Equal(before.Leases, s.Leases) || !slices.Equal(before.pending(), s.pending()) {
 		return after, effects, fmt.Errorf("InputUnchanged: the state given to Step was changed by %s", Describe(in))
 	}
-	lists := [][]Invariant{ofDuties, ofSteps}
+	t := Transition{Before: s, Input: in, After: after, Effects: effects}
 	if d, b := &after.Durable, &before.Durable; slices.Equal(d.Nodes, b.Nodes) && slices.Equal(d.Partitions, b.Partitions) {
-		lists = lists[1:]
+		return after, effects, t.check(ofSteps)
 	}
+	return after, effects, t.Check()
+}
+
+// Check returns the first invariant that the step breaks.
+func (t Transition) Check() error { return t.check(ofDuties, ofSteps) }
+
+func (t Transition) check(lists ...[]Invariant) error {
 	for _, list := range lists {
 		for i := range list {
 			inv := &list[i]
@@ -102,11 +110,11 @@ func Check(s State, in Input) (State, []Effect, error) {
 				continue
 			}
 			if err := inv.Check(t); err != nil {
-				return after, effects, fmt.Errorf("%s: %s\n  after %s: %w", inv.Name, inv.Statement, Describe(in), err)
+				return fmt.Errorf("%s: %s\n  after %s: %w", inv.Name, inv.Statement, Describe(t.Input), err)
 			}
 		}
 	}
-	return after, effects, nil
+	return nil
 }
 
 // pending lists what the pending replies wait for, in order.
@@ -235,7 +243,7 @@ func shrinksWithoutDuties(t Transition) error {
 
 func leavingMasterIsTold(t Transition) error {
 	s := t.After
-	if s.Machine.Step != StepDone || !s.Spec.Known || s.Refusal.Reason == ReasonSpecInvalid || s.frozen(&s.Durable).Reason != "" {
+	if t.Owed || s.Machine.Step != StepDone || !s.Spec.Known || s.Refusal.Reason == ReasonSpecInvalid || s.frozen(&s.Durable).Reason != "" {
 		return nil
 	}
 	w := &work{s: s}

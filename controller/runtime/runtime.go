@@ -45,8 +45,19 @@ type Config struct {
 	// Trace, when set, is called with every step before its effects are carried
 	// out. It must not keep the state, which changes with the next one.
 	Trace func(core.State, core.Input, []core.Effect)
+	// Recorder, when set, is told all there is to know of every step.
+	Recorder Recorder
 	// Took, when set, is told how long each step took, and whether it was a quiet one.
 	Took func(d time.Duration, quiet bool)
+}
+
+// Recorder keeps what is needed to have every step once more. It is called by one
+// goroutine, and must not keep what it is given: the state changes with the next step.
+type Recorder interface {
+	// Begin is told the state before the first step.
+	Begin(state core.State)
+	// Step is told the arguments of core.Advance, the state after it, and its effects.
+	Step(in core.Input, more, owing bool, state core.State, effects []core.Effect)
 }
 
 // Runtime is a running core.
@@ -149,6 +160,9 @@ func (r *Runtime) Run(ctx context.Context) error {
 	}
 	state := core.New(durable)
 	r.log.Info("state loaded", "found", found, "map_version", durable.Version, "nodes", len(durable.Nodes))
+	if r.cfg.Recorder != nil {
+		r.cfg.Recorder.Begin(state)
+	}
 	r.publish(state)
 	close(r.loaded)
 
@@ -174,10 +188,14 @@ func (r *Runtime) Run(ctx context.Context) error {
 	for {
 		before := state // of which only what is no reference stays as it was
 		begin := time.Now()
-		effects, judged, owes := core.Advance(&state, in, len(r.inputs) > 0, owed)
+		more, owing := len(r.inputs) > 0, owed
+		effects, judged, owes := core.Advance(&state, in, more, owing)
 		owed = owes
 		if r.cfg.Took != nil {
 			r.cfg.Took(time.Since(begin), !judged)
+		}
+		if r.cfg.Recorder != nil {
+			r.cfg.Recorder.Step(in, more, owing, state, effects)
 		}
 		if r.cfg.Trace != nil {
 			r.cfg.Trace(state, in, effects)

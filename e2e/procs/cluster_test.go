@@ -78,6 +78,9 @@ func start(t *testing.T, o Options) *Cluster {
 		if err := c.Stop(); err != nil {
 			t.Error(err)
 		}
+		if o.Record {
+			replayed(t, c.Recording)
+		}
 		logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
 		for _, log := range logs {
 			b, _ := os.ReadFile(log)

@@ -38,6 +38,8 @@ type Options struct {
 	// DataDirs are the data directories of the first nodes, on other disks for
 	// example; the others have theirs below Dir.
 	DataDirs []string
+	// Record lets the controller record all it decides on in Cluster.Recording.
+	Record bool
 	// Controller, when set, is where the nodes find theirs; none is started then.
 	Controller *Endpoint
 }
@@ -60,6 +62,8 @@ type Cluster struct {
 	// NodeList is the list of nodes that the controller watches; it does not exist
 	// before WriteNodes.
 	NodeList string
+	// Recording is what the controller records, with Options.Record.
+	Recording string
 }
 
 // Node is one data node: flared and its agent.
@@ -114,9 +118,13 @@ func (c *Cluster) start() error {
 		c.IndexAddr, c.ControllerAddr = e.Index, e.GRPC
 	} else {
 		c.IndexAddr, c.ControllerAddr, c.ControllerHTTP = ports[0], ports[1], ports[2]
-		c.Controller, err = c.process("controller", "flare-controller",
-			"--standalone", c.Manifest, "--nodes", c.NodeList, "--state-dir", state,
-			"--index", ports[0], "--grpc", ports[1], "--http", ports[2], "--metrics", ports[3])
+		args := []string{"--standalone", c.Manifest, "--nodes", c.NodeList, "--state-dir", state,
+			"--index", ports[0], "--grpc", ports[1], "--http", ports[2], "--metrics", ports[3]}
+		if o.Record {
+			c.Recording = filepath.Join(o.Dir, "recording")
+			args = append(args, "--record", c.Recording)
+		}
+		c.Controller, err = c.process("controller", "flare-controller", args...)
 		if err != nil {
 			return err
 		}

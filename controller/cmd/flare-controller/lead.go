@@ -28,7 +28,7 @@ func (p *program) lead(ctx context.Context, backend runtime.Backend, leading fun
 	nodes := index.NewBroadcaster(index.BroadcasterConfig{Observe: func(in core.Input) { rt.Observe(in) }, Logger: p.log})
 	defer nodes.Close()
 	rt = runtime.New(runtime.Config{Backend: backend, Broadcaster: nodes, Grant: p.admin.Grant, Order: p.admin.Order, Leading: leading,
-		Logger: p.log, Trace: p.admin.Metrics().Trace, Took: p.admin.Metrics().StepTook})
+		Logger: p.log, Trace: p.admin.Metrics().Trace, Recorder: p.recorder, Took: p.admin.Metrics().StepTook})
 	config := index.ServerConfig{Cluster: rt, Version: version, Logger: p.log, Nodes: nodes, Refused: p.admin.Metrics().IndexRefused}
 	if p.options.standalone != "" {
 		config.ConfigPath, config.DataDir = p.options.standalone, p.options.stateDir

@@ -6,6 +6,7 @@
 //	flare-controller --standalone cluster.yaml   without, on files
 //	flare-controller import flare.xml ...        takes over the node map of a C++ index server
 //	flare-controller plan -f cluster.yaml        tells what a changed manifest would bring about
+//	flare-controller replay FILE                 lets the core do again what --record wrote down
 //	flare-controller crd apply|delete-unused     looks after the FlareCluster definition
 package main
 
@@ -26,6 +27,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/flarekv/flare/controller/admin"
+	"github.com/flarekv/flare/controller/recording"
+	"github.com/flarekv/flare/controller/runtime"
 	"github.com/flarekv/flare/controller/standalone"
 )
 
@@ -56,6 +59,8 @@ type options struct {
 	nodes                      string
 	index, grpc, http, metrics string
 	logLevel, logFormat        string
+	record                     string
+	recordMB                   int64
 	showVersion                bool
 	kube                       kubeOptions
 }
@@ -73,6 +78,8 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.StringVar(&o.metrics, "metrics", ":9090", "`address` of /metrics")
 	fs.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&o.logFormat, "log-format", "json", "json or text")
+	fs.StringVar(&o.record, "record", "", "append everything that is decided on, and what is decided, to this `file`, for flare-controller replay; - is the standard output")
+	fs.Int64Var(&o.recordMB, "record-mb", 256, "`MiB` after which --record ends")
 	fs.BoolVar(&o.showVersion, "version", false, "print the version and exit")
 	o.kube.register(fs)
 	if err := fs.Parse(args); err != nil {
@@ -89,6 +96,9 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	}
 	if (o.standalone == "") == (o.kube.cluster == "") {
 		return nil, fmt.Errorf("%w: give either --cluster=NAME (in Kubernetes) or --standalone=FILE", errUsage)
+	}
+	if o.recordMB < 1 {
+		return nil, fmt.Errorf("%w: --record-mb %d: want at least 1", errUsage, o.recordMB)
 	}
 	return o, nil
 }
@@ -117,6 +127,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if len(args) > 0 && args[0] == "plan" {
 		return runPlan(ctx, args[1:], os.Stdin, stdout, stderr)
+	}
+	if len(args) > 0 && args[0] == "replay" {
+		return runReplay(args[1:], os.Stdin, stdout)
 	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {
@@ -158,14 +171,23 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 // program is one running controller process.
 type program struct {
-	options *options
-	log     *slog.Logger
-	admin   *admin.Server
+	options  *options
+	log      *slog.Logger
+	admin    *admin.Server
+	recorder runtime.Recorder // nil for none
 }
 
 // serve runs the admin servers beside work, until work or ctx ends. nil when it
 // was ctx.
 func (p *program) serve(ctx context.Context, work func(context.Context) error) error {
+	if p.options.record != "" {
+		r, err := recording.Open(recording.Config{File: p.options.record, Limit: p.options.recordMB << 20, Program: version, Logger: p.log})
+		if err != nil {
+			return fmt.Errorf("--record: %w", err)
+		}
+		defer r.Close()
+		p.recorder = r
+	}
 	var l admin.Listeners
 	for _, s := range []struct {
 		flag, addr string
