@@ -28,7 +28,7 @@ func Mutations() []Mutation {
 		{"leave a replica behind and keep it in sync", "commands.go", "n.State, n.Granted = topology.Prepare, Grant{}", "", "fast-sever"},
 		{"hand over to whoever", "handover.go", "case to.Role != topology.Slave || to.State != topology.Active || to.Partition != from.Partition || !to.Extended:", "case to.Role != topology.Slave:", "handover-late"},
 		{"switch to a partition before the masters yield", "growth.go", "} else if m.Extended && !w.yielded(*m) {", "} else if false {", "fast-grow"},
-		{"switch to a node that is not filled", "growth.go", "if !w.filled(n) || s.Now < s.SwitchAfter", "if s.Now < s.SwitchAfter", "fast-grow"},
+		{"switch to a node that is not filled", "growth.go", " && o.Report.Filled >= w.s.Durable.Growth.Since\n}", "\n}", "fast-grow"},
 		{"fail over though the breaker is open", "transitions.go", "if r := w.frozen(); r.Reason != \"\" && reason != ReasonOperator {", "if r := w.frozen(); false && r.Reason != \"\" {", "fast-breaker"},
 		{"forget a failover that is owed", "transitions.go", "w.s.Durable.Partitions[n.Partition].Owed = true", "", "fast-breaker"},
 		{"close the breaker at once", "safety.go", "case b.State == BreakerHalfOpen && s.Now >= b.Calm+b.Settle:", "case b.State == BreakerHalfOpen:", "fast-breaker"},

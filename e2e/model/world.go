@@ -210,6 +210,7 @@ type Model struct {
 	Rejoining  bool                // it begins when node 1 has died, is back, and was told to be in sync
 	NoMembers  bool                // nobody keeps a list of the nodes
 	Grows      bool                // partitions may be added: there are keys that move
+	Limit      uint64              // of states, in check: those nearest to the beginning; 0 for none
 	Patient    bool                // whenever time passes, a long time may
 
 	codec codec

@@ -49,14 +49,20 @@ func Worlds() []*Model {
 		guarded("breaker", "a node more than may be is lost, an operator overrides the breaker, another controller leads", Budget{Cut: 1, Override: 1, Takeover: 1, Write: 1}),
 		{Name: "zone", Doc: "one partition, three nodes: the loss of the zone of two holds the roles",
 			Nodes: 3, Partitions: 1, Replicas: 3, Policy: core.FailoverPolicy{HoldZone: true}, Budget: Budget{Crash: 2}},
-		pair("1x2", "one partition, two nodes", Budget{Crash: 1, Cut: 1, Apart: 1, Takeover: 1, Unsaved: 1, SavedUnknown: 1, LostReply: 1, Late: 1, Write: 2}),
-		{Name: "1x3", Doc: "one partition, three nodes",
+		limited(4_000_000, pair("1x2", "one partition, two nodes", Budget{Crash: 1, Cut: 1, Apart: 1, Takeover: 1, Unsaved: 1, SavedUnknown: 1, LostReply: 1, Late: 1, Write: 2})),
+		limited(4_000_000, &Model{Name: "1x3", Doc: "one partition, three nodes",
 			Nodes: 3, Partitions: 1, Replicas: 3,
-			Budget: Budget{Crash: 1, Cut: 1, Takeover: 1, Write: 1}},
-		{Name: "2x2", Doc: "two partitions, two nodes each",
+			Budget: Budget{Crash: 1, Cut: 1, Takeover: 1, Write: 1}}),
+		limited(4_000_000, &Model{Name: "2x2", Doc: "two partitions, two nodes each",
 			Nodes: 4, Partitions: 2, Replicas: 2,
-			Budget: Budget{Crash: 1, Takeover: 1, Write: 1}},
+			Budget: Budget{Crash: 1, Takeover: 1, Write: 1}}),
 	}
+}
+
+// limited bounds how much of a world is looked at.
+func limited(states uint64, m *Model) *Model {
+	m.Limit = states
+	return m
 }
 
 // toggle asks for two partitions instead of one, or the other way round.

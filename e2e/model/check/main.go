@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -64,7 +65,7 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(2)
 		}
-		limits := model.Limits{States: *states, Time: *limit, Depth: *depth, Workers: *workers}
+		limits := model.Limits{States: cmp.Or(*states, m.Limit), Time: *limit, Depth: *depth, Workers: *workers}
 		if !*quiet {
 			limits.Report = os.Stderr
 		}
@@ -76,7 +77,7 @@ func main() {
 		case err != nil:
 			result, code = "interrupted", 1
 		case !r.Complete:
-			result = "stopped by a limit"
+			result = "the nearest, up to a limit"
 		}
 		fmt.Printf("%-20s %12d %14d %6d %8.1fs %5d MiB  %s\n", r.World, r.States, r.Transitions, r.Depth, r.Took.Round(100*time.Millisecond).Seconds(), r.Memory>>20, result)
 		all.States += r.States
