@@ -32,6 +32,8 @@ func Mutations() []Mutation {
 		{"fail over though the breaker is open", "transitions.go", "if r := w.frozen(); r.Reason != \"\" && reason != ReasonOperator {", "if r := w.frozen(); false && r.Reason != \"\" {", "fast-breaker"},
 		{"forget a failover that is owed", "transitions.go", "w.s.Durable.Partitions[n.Partition].Owed = true", "", "fast-breaker"},
 		{"close the breaker at once", "safety.go", "case b.State == BreakerHalfOpen && s.Now >= b.Calm+b.Settle:", "case b.State == BreakerHalfOpen:", "fast-breaker"},
+		{"nobody comes back", "detect.go", "back = append(back, n.Key())", "_ = n", "fast-crash"},
+		{"the breaker never closes", "safety.go", "case b.State == BreakerOpen:", "case false:", "fast-breaker"},
 		{"hand over though the master gave up to wait", "handover.go", "case w.wroteSince(*from, c.Paused):", "case false:", "handover-late"},
 		{"count leases too short", "lease.go", "leaseHold = topology.LeaseHold(topology.LeaseTTL).Milliseconds()", "leaseHold = topology.LeaseTTL.Milliseconds() / 2", "fast-cut"},
 		{"one version for two maps", "step.go", "if w.visible {\n\t\td.Version++\n\t}", "if w.visible && d.Version == w.s.Saved.Version {\n\t\td.Version++\n\t}", "fast-crash"},

@@ -89,8 +89,8 @@ func main() {
 		}
 	}
 	fmt.Printf("%-20s %12d %14d %6d %8.1fs %5d MiB  all complete: %t\n", "all", all.States, all.Transitions, all.Depth, all.Took.Seconds(), all.Memory>>20, complete)
-	if *live {
-		code = max(code, lively(ctx, *worlds, *workers, *trace))
+	if *live && code == 0 {
+		code = lively(ctx, *worlds, model.Limits{Workers: *workers, Time: *limit}, *trace)
 	}
 	pprof.StopCPUProfile()
 	os.Exit(code)
@@ -98,7 +98,7 @@ func main() {
 
 // lively looks at the fast worlds of a list, and prints whether they come to what was
 // asked for, by every fair schedule, from every state.
-func lively(ctx context.Context, worlds string, workers int, trace string) (code int) {
+func lively(ctx context.Context, worlds string, limits model.Limits, trace string) (code int) {
 	fmt.Printf("\n%-20s %12s %12s %14s %8s %8s %9s  %s\n", "once nothing fails", "states", "desired", "transitions", "circles", "fair", "time", "result")
 	for _, m := range model.Worlds() {
 		if !strings.HasPrefix(m.Name, "fast") || !among(m.Name, worlds) {
@@ -108,13 +108,15 @@ func lively(ctx context.Context, worlds string, workers int, trace string) (code
 			fmt.Fprintln(os.Stderr, err)
 			return 2
 		}
-		l, r, err := model.Live(ctx, m, model.Limits{Workers: workers})
+		l, r, err := model.Live(ctx, m, limits)
 		result := "desired in the end"
 		switch {
 		case r.Violation != nil:
 			result, code = "VIOLATED", 1
 		case err != nil:
 			result, code = "interrupted", 1
+		case !r.Complete:
+			result, code = "not seen as a whole", 1
 		}
 		fmt.Printf("%-20s %12d %12d %14d %8d %8d %8.1fs  %s\n", r.World, r.States, l.Desired, l.Edges, l.Cycles, l.Fair, r.Took.Seconds(), result)
 		if r.Violation != nil {

@@ -65,14 +65,11 @@ func mutate(ctx context.Context, only string) error {
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("mutation %q does not build: %w\n%s", m.Name, err, out)
 		}
-		out, err := exec.CommandContext(ctx, bin, "-quiet", "-live=false", "-worlds", m.World, "-time", mutationLimit.String()).CombinedOutput()
+		out, err := exec.CommandContext(ctx, bin, "-quiet", "-worlds", m.World, "-time", mutationLimit.String()).CombinedOutput()
 		var exit *exec.ExitError
 		result, steps, name := "MISSED", "", ""
-		if errors.As(err, &exit) {
-			result = "caught"
-			if found := invariantName.FindSubmatch(out); found != nil {
-				name = string(found[1])
-			}
+		if found := invariantName.FindSubmatch(out); found != nil && errors.As(err, &exit) {
+			result, name = "caught", string(found[1])
 			if found := stepCount.FindSubmatch(out); found != nil {
 				steps = string(found[1])
 			}
