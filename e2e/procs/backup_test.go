@@ -206,10 +206,14 @@ func TestBackupAndRestore(t *testing.T) {
 	if err := c.WaitReady(ready); err != nil {
 		t.Fatal(err)
 	}
-	s := agentStatus(t, other).GetFlared()
-	if s.GetCatchUp().GetTier() != agentv1.Tier_TIER_WAL || s.GetCatchUpCounts().GetCheckpoint() != 0 {
-		t.Errorf("the replica caught up by %v: %v", s.GetCatchUp().GetTier(), s.GetCatchUpCounts())
-	}
+	// The controller may know of it before the agent does.
+	eventually(t, patience, "the replica caught up by the log", func() error {
+		s := agentStatus(t, other).GetFlared()
+		if s.GetCatchUp().GetTier() != agentv1.Tier_TIER_WAL || s.GetCatchUpCounts().GetCheckpoint() != 0 {
+			return fmt.Errorf("by %v: %v", s.GetCatchUp().GetTier(), s.GetCatchUpCounts())
+		}
+		return nil
+	})
 	if got := items(t, other); got != 300+most[0]+most[1]+most[2]+1 {
 		t.Errorf("the replica has %d records", got)
 	}
