@@ -25,6 +25,7 @@ import (
 const (
 	dumping    = controllerv1.ReplicationPhase_REPLICATION_PHASE_DUMPING
 	forwarding = controllerv1.ReplicationPhase_REPLICATION_PHASE_FORWARDING
+	cutting    = controllerv1.ReplicationPhase_REPLICATION_PHASE_CUTTING_OVER
 	cutOver    = controllerv1.ReplicationPhase_REPLICATION_PHASE_CUT_OVER
 	noPhase    = controllerv1.ReplicationPhase_REPLICATION_PHASE_UNSPECIFIED
 )
@@ -279,11 +280,38 @@ func TestBlueGreen(t *testing.T) {
 	if r, err := api.CutOver(t.Context(), &controllerv1.CutOverRequest{DryRun: true}); err != nil || !r.GetOutcome().GetDryRun() || len(r.GetOutcome().GetNotices()) == 0 {
 		t.Errorf("dry run: %v, %v", r, err)
 	}
+	// A node that says nothing keeps it where writes wait. There the controller ends; the
+	// next one goes on, and gives the cut-over up if the node says nothing for too long.
+	silent := blue.masterOf(t, 0).Agent
+	if err := silent.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Thaw()
 	began := time.Now()
 	if _, err := api.CutOver(t.Context(), &controllerv1.CutOverRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	blue.until(t, "cut-over", func(r *controllerv1.ClusterReplicationTopology) bool { return r.GetPhase() == cutOver })
+	blue.until(t, "writes wait", func(r *controllerv1.ClusterReplicationTopology) bool { return r.GetPhase() == cutting })
+	blue.restart(t)
+	if err := silent.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	blue.until(t, "it is cut over, or given up", func(r *controllerv1.ClusterReplicationTopology) bool {
+		return r.GetPhase() == cutOver || r.GetPhase() == forwarding
+	})
+	// Given up, or not: the writes that waited pass, and another call brings it to its end.
+	load.passes(t)
+	eventually(t, patience, "cut-over", func() error {
+		_, err := api.CutOver(t.Context(), &controllerv1.CutOverRequest{})
+		if err != nil {
+			return err
+		}
+		top, err := blue.Topology(t.Context())
+		if err == nil && top.GetReplication().GetPhase() != cutOver {
+			err = fmt.Errorf("%v", top.GetReplication())
+		}
+		return err
+	})
 	load.passes(t)
 	t.Logf("clients write to the target %v after the call", time.Since(began).Round(time.Millisecond))
 	blue.restart(t)
