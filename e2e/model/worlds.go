@@ -20,7 +20,7 @@ func Worlds() []*Model {
 		m.Policy.MinUp = 600_000
 		return m
 	}
-	return []*Model{
+	list := []*Model{
 		pair("fast-crash", "one partition, two nodes: a process dies", Budget{Crash: 1, Write: 1}),
 		pair("fast-cut", "one partition, two nodes: one that the controller does not reach", Budget{Cut: 1, Write: 1}),
 		pair("lag", "one partition, two nodes: they do not reach each other for a while, and one dies", Budget{Apart: 1, Crash: 1, Write: 1}),
@@ -57,6 +57,12 @@ func Worlds() []*Model {
 			Nodes: 4, Partitions: 2, Replicas: 2,
 			Budget: Budget{Crash: 1, Takeover: 1, Write: 1}}),
 	}
+	for _, m := range list {
+		if m.Limit == 0 {
+			m.Limit = 1_500_000 // so that all of them take less than half an hour on two processors
+		}
+	}
+	return list
 }
 
 // limited bounds how much of a world is looked at.
