@@ -18,4 +18,4 @@ go build -o "$BUILD/bin/lab" ./e2e/lab/cmd/lab
 "$BUILD/bin/lab" up
 "$BUILD/bin/lab" load "$BUILD"/images/*.tar
 eval "$("$BUILD/bin/lab" env)"
-FLARE_E2E_ROOT=$PWD go test -tags e2e -count=1 -v -timeout 20m -run "^$test\$" ./e2e/suites
+FLARE_E2E_ROOT=$PWD go test -tags e2e -count=1 -v -timeout 60m -run "^$test\$" ./e2e/suites

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
+// Where a suite installs, unless it needs more than one release.
 const (
 	release   = "flare"
 	namespace = "flare-e2e"
@@ -33,11 +34,13 @@ const (
 // cluster is one installed release and the tools to look at it. KUBECONFIG,
 // the tools' PATH and FLARE_E2E_ROOT (the checkout) come from e2e/run.sh.
 type cluster struct {
-	t    *testing.T
-	root string
+	t                  *testing.T
+	root               string
+	release, namespace string
 	// foreign are the cluster-wide objects that were there before: of another
 	// release of flare, which must not be touched.
 	foreign []string
+	link    *grpc.ClientConn // to the leading controller; nil before it was needed
 }
 
 // install installs the chart afresh and waits until the FlareCluster is Ready.
@@ -45,18 +48,23 @@ type cluster struct {
 // for a look, and the next install replaces it.
 func install(t *testing.T, args ...string) *cluster {
 	t.Helper()
+	return installAs(t, release, namespace, args...)
+}
+
+func installAs(t *testing.T, release, namespace string, args ...string) *cluster {
+	t.Helper()
 	root := os.Getenv("FLARE_E2E_ROOT")
 	if root == "" {
 		t.Fatal("FLARE_E2E_ROOT is not set: run the suites by `make e2e SUITE=...`")
 	}
-	c := &cluster{t: t, root: root}
+	c := &cluster{t: t, root: root, release: release, namespace: namespace}
 	c.uninstall()
 	c.foreign = c.clusterWide()
 	start := time.Now()
-	c.helm(append([]string{"install", release, c.chart(), "--create-namespace", "--wait", "--timeout", "3m",
+	c.helm(append([]string{"install", c.release, c.chart(), "--create-namespace", "--wait", "--timeout", "3m",
 		"-f", filepath.Join(root, "build/images/values.yaml")}, args...)...)
-	c.kubectl("wait", "flarecluster/"+release, "--for=condition=Ready", "--timeout=120s")
-	t.Logf("helm install to Ready: %.1f s", time.Since(start).Seconds())
+	c.kubectl("wait", "flarecluster/"+c.release, "--for=condition=Ready", "--timeout=120s")
+	t.Logf("helm install of %s/%s to Ready: %.1f s", namespace, release, time.Since(start).Seconds())
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.diagnose()
@@ -72,11 +80,11 @@ func (c *cluster) chart() string { return filepath.Join(c.root, "charts/flare") 
 // uninstall removes the release, its volume claims and the namespace.
 func (c *cluster) uninstall() {
 	c.t.Helper()
-	if _, err := c.try("helm", "-n", namespace, "status", release); err == nil {
-		c.helm("uninstall", release, "--wait", "--timeout", "2m")
+	if _, err := c.try("helm", "-n", c.namespace, "status", c.release); err == nil {
+		c.helm("uninstall", c.release, "--wait", "--timeout", "2m")
 	}
-	if _, err := c.try("kubectl", "get", "namespace", namespace); err == nil {
-		c.run("kubectl", "delete", "namespace", namespace, "--wait", "--timeout=120s")
+	if _, err := c.try("kubectl", "get", "namespace", c.namespace); err == nil {
+		c.run("kubectl", "delete", "namespace", c.namespace, "--wait", "--timeout=120s")
 	}
 }
 
@@ -91,12 +99,12 @@ func (c *cluster) clusterWide() []string {
 func (c *cluster) diagnose() {
 	for _, args := range [][]string{
 		{"get", "flarecluster,pods", "-o", "wide"},
-		{"get", "flarecluster", release, "-o", "yaml"},
+		{"get", "flarecluster", c.release, "-o", "yaml"},
 		{"get", "events", "--sort-by=.lastTimestamp"},
 		{"logs", "-l", "app.kubernetes.io/component=controller", "--tail=40", "--prefix"},
 		{"logs", "-l", "app.kubernetes.io/component=node", "--all-containers", "--tail=40", "--prefix"},
 	} {
-		out, _ := c.try("kubectl", append([]string{"-n", namespace}, args...)...)
+		out, _ := c.try("kubectl", append([]string{"-n", c.namespace}, args...)...)
 		c.t.Logf("kubectl %s\n%s", strings.Join(args, " "), out)
 	}
 }
@@ -124,18 +132,18 @@ func (c *cluster) run(name string, args ...string) string {
 
 func (c *cluster) kubectl(args ...string) string {
 	c.t.Helper()
-	return c.run("kubectl", append([]string{"-n", namespace}, args...)...)
+	return c.run("kubectl", append([]string{"-n", c.namespace}, args...)...)
 }
 
 func (c *cluster) helm(args ...string) string {
 	c.t.Helper()
-	return c.run("helm", append([]string{"-n", namespace}, args...)...)
+	return c.run("helm", append([]string{"-n", c.namespace}, args...)...)
 }
 
 // get decodes kubectl get -o json.
 func get[T any](c *cluster, args ...string) (T, error) {
 	var v T
-	cmd := exec.Command("kubectl", append(append([]string{"-n", namespace, "get"}, args...), "-o", "json")...)
+	cmd := exec.Command("kubectl", append(append([]string{"-n", c.namespace, "get"}, args...), "-o", "json")...)
 	out, err := cmd.Output()
 	if err != nil {
 		return v, fmt.Errorf("kubectl get %s: %w", strings.Join(args, " "), err)
@@ -151,6 +159,7 @@ type meta struct {
 
 type pod struct {
 	Metadata meta `json:"metadata"`
+	Spec     struct{ NodeName string }
 	Status   struct {
 		PodIP                 string `json:"podIP"`
 		ContainerStatuses     []containerStatus
@@ -176,12 +185,12 @@ func (p pod) addr(port int) string { return net.JoinHostPort(p.Status.PodIP, fmt
 // pods returns the data pods by name.
 func (c *cluster) pods() map[string]pod {
 	c.t.Helper()
-	list, err := get[struct{ Items []pod }](c, "pods", "-l", "app.kubernetes.io/component=node")
+	list, err := c.listPods("node", "")
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	ps := map[string]pod{}
-	for _, p := range list.Items {
+	for _, p := range list {
 		ps[p.Metadata.Name] = p
 	}
 	return ps
@@ -190,6 +199,7 @@ func (c *cluster) pods() map[string]pod {
 type flareCluster struct {
 	Status struct {
 		MapVersion int64
+		Conditions []struct{ Type, Status, Reason, Message string }
 		Partitions []struct {
 			Partition int
 			Epoch     int64
@@ -201,7 +211,7 @@ type flareCluster struct {
 }
 
 func (c *cluster) status() (flareCluster, error) {
-	return get[flareCluster](c, "flarecluster", release)
+	return fetch[flareCluster](c, "/apis/flarekv.io/v1", "flareclusters/"+c.release)
 }
 
 // masterPod is the name of the pod that masters a partition.
@@ -245,7 +255,7 @@ func (c *cluster) healthy() error {
 
 // service is the address of the client Service.
 func (c *cluster) service() string {
-	ip := c.kubectl("get", "service", release, "-o", "jsonpath={.spec.clusterIP}")
+	ip := c.kubectl("get", "service", c.release, "-o", "jsonpath={.spec.clusterIP}")
 	return net.JoinHostPort(ip, "12121")
 }
 

@@ -31,14 +31,7 @@ func value(i int) string { return fmt.Sprintf("value of %d, %s", i, strings.Repe
 // through any pod, lose a master, change the configuration, remove.
 func TestSmoke(t *testing.T) {
 	c := install(t)
-	// The steps build on each other: a failed one ends the suite.
-	step := func(name string, f func(*testing.T)) {
-		if !t.Run(name, func(t *testing.T) { c.t = t; f(t) }) {
-			c.t = t
-			t.FailNow()
-		}
-		c.t = t
-	}
+	step := func(name string, f func(*testing.T)) { c.step(t, name, f) }
 	step("spread over zones", c.testZones)
 	step("write through one pod, read through every other", c.testReadWrite)
 	step("the master of a partition is killed", c.testMasterKilled)
@@ -239,7 +232,7 @@ func keyOf(partition int) string {
 
 func (c *cluster) testConfigRollout(t *testing.T) {
 	before := c.pods()
-	c.helm("upgrade", release, c.chart(), "--reuse-values", "--set", "rocksdb.walTtlSeconds=4321")
+	c.helm("upgrade", c.release, c.chart(), "--reuse-values", "--set", "rocksdb.walTtlSeconds=4321")
 	took := c.eventually(10*time.Second, "every agent reports the new value as applied", func() error {
 		for name, p := range before {
 			s, err := agentStatus(p)
@@ -258,7 +251,7 @@ func (c *cluster) testConfigRollout(t *testing.T) {
 			t.Errorf("%s was restarted by a configuration change", name)
 		}
 	}
-	if out := c.kubectl("wait", "flarecluster/"+release, "--for=condition=ConfigApplied", "--timeout=20s"); out == "" {
+	if out := c.kubectl("wait", "flarecluster/"+c.release, "--for=condition=ConfigApplied", "--timeout=20s"); out == "" {
 		t.Error("no ConfigApplied condition")
 	}
 }
@@ -277,11 +270,11 @@ func optionIs(s *agentv1.AgentStatus, key, want string) error {
 
 // testRejectedConfig damages the ConfigMap while no controller watches it.
 func (c *cluster) testRejectedConfig(t *testing.T) {
-	c.kubectl("scale", "deployment/"+release+"-controller", "--replicas=0")
+	c.kubectl("scale", "deployment/"+c.release+"-controller", "--replicas=0")
 	c.kubectl("wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=60s")
-	good := c.kubectl("get", "configmap", release+"-config", "-o", `jsonpath={.data.extra\.conf}`)
+	good := c.kubectl("get", "configmap", c.release+"-config", "-o", `jsonpath={.data.extra\.conf}`)
 	line := strings.Count(good, "\n") + 1
-	c.kubectl("patch", "configmap", release+"-config", "--type=merge", "-p",
+	c.kubectl("patch", "configmap", c.release+"-config", "--type=merge", "-p",
 		fmt.Sprintf(`{"data":{"extra.conf":%s}}`, strconv.Quote(good+"rocksdb-wal-ttl-secnds = 1\n")))
 	pods := c.pods()
 	c.eventually(90*time.Second, "every agent rejects the file and names the line", func() error {
@@ -311,7 +304,7 @@ func (c *cluster) testRejectedConfig(t *testing.T) {
 		t.Errorf("write without a controller: %v", err)
 	}
 
-	c.kubectl("scale", "deployment/"+release+"-controller", "--replicas=2")
+	c.kubectl("scale", "deployment/"+c.release+"-controller", "--replicas=2")
 	c.eventually(90*time.Second, "the controller repairs the ConfigMap and every agent takes it", func() error {
 		for name, p := range pods {
 			s, err := agentStatus(p)
@@ -327,7 +320,7 @@ func (c *cluster) testRejectedConfig(t *testing.T) {
 }
 
 func (c *cluster) testNonsense(t *testing.T) {
-	index := c.kubectl("get", "service", release+"-controller", "-o", "jsonpath={.spec.clusterIP}")
+	index := c.kubectl("get", "service", c.release+"-controller", "-o", "jsonpath={.spec.clusterIP}")
 	for name, addr := range map[string]string{"flared": c.service(), "index": net.JoinHostPort(index, "12120")} {
 		lines := dialogue(t, addr, "\x00\x01 nonsense \xff\xfe\r\nGET / HTTP/1.1\r\nversion\r\nquit\r\n", "VERSION "+versionOf(t, addr))
 		if len(lines) != 3 || lines[0] != "ERROR" || lines[1] != "ERROR" {
@@ -370,7 +363,7 @@ func (c *cluster) testInvalidFlareCluster(t *testing.T) {
 		`{"spec":{"rocksdb":{"walTtlSeconds":"forever"}}}`: "must be of type integer",
 		`{"spec":{"replication":{"mode":"maybe"}}}`:        "supported values",
 	} {
-		_, err := c.try("kubectl", "-n", namespace, "patch", "flarecluster", release, "--type=merge", "-p", patch)
+		_, err := c.try("kubectl", "-n", c.namespace, "patch", "flarecluster", c.release, "--type=merge", "-p", patch)
 		if err == nil || !strings.Contains(strings.ToLower(err.Error()), strings.ToLower(want)) {
 			t.Errorf("patch %s: %v, want a refusal that says %q", patch, err, want)
 		}
@@ -382,7 +375,7 @@ func (c *cluster) testInvalidFlareCluster(t *testing.T) {
 	if before.Status.MapVersion != after.Status.MapVersion {
 		t.Errorf("refused changes moved the map from version %d to %d", before.Status.MapVersion, after.Status.MapVersion)
 	}
-	_, err = c.try("helm", "-n", namespace, "upgrade", release, c.chart(), "--reuse-values", "--set", "rocksdb.walTtlSecnds=1")
+	_, err = c.try("helm", "-n", c.namespace, "upgrade", c.release, c.chart(), "--reuse-values", "--set", "rocksdb.walTtlSecnds=1")
 	if err == nil || !strings.Contains(err.Error(), "walTtlSecnds") {
 		t.Errorf("a misspelt value: %v, want a refusal that names it", err)
 	}
@@ -391,8 +384,8 @@ func (c *cluster) testInvalidFlareCluster(t *testing.T) {
 // testSecondController checks that of three controllers one leads, and that
 // the others say so.
 func (c *cluster) testSecondController(t *testing.T) {
-	c.kubectl("scale", "deployment/"+release+"-controller", "--replicas=3")
-	c.kubectl("rollout", "status", "deployment/"+release+"-controller", "--timeout=60s")
+	c.kubectl("scale", "deployment/"+c.release+"-controller", "--replicas=3")
+	c.kubectl("rollout", "status", "deployment/"+c.release+"-controller", "--timeout=60s")
 	c.eventually(30*time.Second, "one of three controllers leads", func() error {
 		list, err := get[struct{ Items []pod }](c, "pods", "-l", "app.kubernetes.io/component=controller")
 		if err != nil {
@@ -423,7 +416,7 @@ func (c *cluster) testSecondController(t *testing.T) {
 		}
 		return nil
 	})
-	c.kubectl("scale", "deployment/"+release+"-controller", "--replicas=2")
+	c.kubectl("scale", "deployment/"+c.release+"-controller", "--replicas=2")
 	c.eventually(60*time.Second, "healthy with two controllers again", c.healthy)
 }
 
@@ -436,7 +429,7 @@ func (c *cluster) testFullDisk(t *testing.T) {
 	m := client(c.service())
 	lab := filepath.Join(c.root, "build/bin/lab")
 	set := func() error { return m.Set(&memcache.Item{Key: probe, Value: []byte("v")}) }
-	c.run(lab, "volume", "fill", namespace, "data-"+master, "33554432")
+	c.run(lab, "volume", "fill", c.namespace, "data-"+master, "33554432")
 	c.eventually(20*time.Second, "writes are refused for the full disk", func() error {
 		if err := set(); err == nil || !strings.Contains(err.Error(), "disk_full") {
 			return fmt.Errorf("the answer is %v", err)
@@ -444,7 +437,7 @@ func (c *cluster) testFullDisk(t *testing.T) {
 		return nil
 	})
 	c.readAll(m, "from a node with a full disk")
-	c.run(lab, "volume", "free", namespace, "data-"+master)
+	c.run(lab, "volume", "free", c.namespace, "data-"+master)
 	c.eventually(20*time.Second, "writes are taken again", set)
 	if now := c.masterPod(1); now != master {
 		t.Errorf("the master moved from %s to %s because of a full disk", master, now)
@@ -453,7 +446,7 @@ func (c *cluster) testFullDisk(t *testing.T) {
 
 // testUninstall checks that nothing is left but the volume claims.
 func (c *cluster) testUninstall(t *testing.T) {
-	c.helm("uninstall", release, "--wait", "--timeout", "2m")
+	c.helm("uninstall", c.release, "--wait", "--timeout", "2m")
 	// What Kubernetes itself puts into every namespace, and what it keeps as a record.
 	own := []string{"configmap/kube-root-ca.crt", "serviceaccount/default"}
 	c.eventually(60*time.Second, "nothing is left but volume claims", func() error {
@@ -477,7 +470,7 @@ func (c *cluster) testUninstall(t *testing.T) {
 		t.Errorf("%d volume claims are left, want the 4 of the data pods", n)
 	}
 	// Installed again on the same volumes, it finds its data.
-	c.helm("install", release, c.chart(), "--wait", "--timeout", "3m", "-f", filepath.Join(os.Getenv("FLARE_E2E_ROOT"), "build/images/values.yaml"))
-	c.kubectl("wait", "flarecluster/"+release, "--for=condition=Ready", "--timeout=120s")
+	c.helm("install", c.release, c.chart(), "--wait", "--timeout", "3m", "-f", filepath.Join(os.Getenv("FLARE_E2E_ROOT"), "build/images/values.yaml"))
+	c.kubectl("wait", "flarecluster/"+c.release, "--for=condition=Ready", "--timeout=120s")
 	c.readAll(client(c.service()), "after a new installation on the old volumes")
 }
