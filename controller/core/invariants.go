@@ -310,12 +310,19 @@ func promotionFromInSync(t Transition) error {
 		}
 		n := t.Before.Durable.node(after)
 		ok := n != nil && n.Partition == p &&
-			(n.Role == topology.Slave && n.State == topology.Active || n.Role == topology.Master && n.State == topology.Down)
+			(n.Role == topology.Slave && (n.State == topology.Active || toldInSync(t.Input, after)) || n.Role == topology.Master && n.State == topology.Down)
 		if !ok {
 			return fmt.Errorf("partition %d: %s became master", p, after)
 		}
 	}
 	return nil
+}
+
+// toldInSync reports whether an input makes a replica one in sync, which can then take
+// the place of a master whose death was noted before (Advance) and is judged now.
+func toldInSync(in Input, key string) bool {
+	c, ok := in.(Command)
+	return ok && c.Verb == VerbState && c.State == topology.Active && nodeKey(c.Name, c.Port) == key
 }
 
 func handoverToInSync(t Transition) error {
@@ -833,7 +840,7 @@ func dataLossIsAccepted(t Transition) error {
 			continue
 		}
 		n := t.Before.Durable.node(key)
-		if n != nil && n.Partition == p && (n.Role == topology.Slave && n.State == topology.Active || n.Role == topology.Master) {
+		if n != nil && n.Partition == p && (n.Role == topology.Slave && (n.State == topology.Active || toldInSync(t.Input, key)) || n.Role == topology.Master) {
 			continue
 		}
 		if !slices.ContainsFunc(t.Before.Durable.Nodes, func(n Node) bool {

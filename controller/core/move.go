@@ -31,6 +31,12 @@ func (w *work) move(c Command, key string) string {
 			return RefuseNotInSync
 		}
 	}
+	// What is not saved yet nobody acts upon, least of all a master.
+	if m, to := s.Saved.node(key), s.Saved.node(target); m == nil || m.Role != topology.Master || m.State != topology.Active {
+		return RefuseNotMaster
+	} else if to == nil || to.Role != topology.Slave || to.State != topology.Active || to.Partition != m.Partition {
+		return RefuseNotInSync
+	}
 	if i, ok := s.findOrder(key, OrderHandover); ok {
 		if s.Orders[i].ID != 0 {
 			return RefuseRunning

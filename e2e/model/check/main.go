@@ -92,6 +92,9 @@ func main() {
 	if *live && code == 0 {
 		code = lively(ctx, *worlds, model.Limits{Workers: *workers, Time: *limit}, *trace)
 	}
+	if *worlds == "" && *states == 0 && *limit == 0 && *depth == 0 && !model.InductAll(ctx, os.Stdout) {
+		code = 1
+	}
 	pprof.StopCPUProfile()
 	os.Exit(code)
 }
