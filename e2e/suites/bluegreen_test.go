@@ -79,11 +79,13 @@ func TestBlueGreen(t *testing.T) {
 	step("cut-over", func() {
 		l.so()
 		start := time.Now()
-		ctx, cancel := context.WithTimeout(blue.t.Context(), time.Minute)
-		defer cancel()
-		if _, err := blue.controller().CutOver(ctx, &controllerv1.CutOverRequest{}); err != nil {
-			blue.t.Fatal(err)
-		}
+		// Refused while the new leader has not heard from each node that it is that far.
+		blue.eventually(60*time.Second, "the cut-over is accepted", func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			_, err := blue.controller().CutOver(ctx, &controllerv1.CutOverRequest{})
+			return err
+		})
 		blue.replaceLeader() // while writes wait, or just after
 		blue.phase(controllerv1.ReplicationPhase_REPLICATION_PHASE_CUT_OVER)
 		l.passes()
