@@ -28,6 +28,7 @@ type fault struct {
 	aim  time.Duration
 	// strike begins the fault; heal ends it when the successor writes.
 	strike, heal func(pod string) error
+	replaces     bool // there is a new pod afterwards
 }
 
 // TestFailover measures for how long clients cannot write to a partition whose master
@@ -79,10 +80,10 @@ func (c *cluster) faults(t *testing.T) []fault {
 				return err
 			}
 			return syscall.Kill(pid, syscall.SIGKILL)
-		}, remove}, // a new pod, for the kubelet lets an old one wait longer after each crash
-		{"pod deleted", time.Second, remove, nothing},
-		{"pod deleted without grace", time.Second, func(pod string) error { return c.deletePod(pod, new(int)) }, nothing},
-		{"machine cut off", topology.LeaseTTL + time.Second, machine(machines.CutNode), machine(machines.HealNode)},
+		}, remove, true}, // a new pod, for the kubelet lets an old one wait longer after each crash
+		{"pod deleted", time.Second, remove, nothing, true},
+		{"pod deleted without grace", time.Second, func(pod string) error { return c.deletePod(pod, new(int)) }, nothing, true},
+		{"machine cut off", topology.LeaseTTL + time.Second, machine(machines.CutNode), machine(machines.HealNode), false},
 	}
 }
 
@@ -92,8 +93,20 @@ func (c *cluster) measure(f fault, runs int) string {
 	t.Helper()
 	key := keyOf(0)
 	var took []time.Duration
+	struck := "" // UID of the pod that the last run has had replaced
 	for i := range runs {
-		c.eventually(180*time.Second, "settled", c.settled(2, 2))
+		c.eventually(180*time.Second, "settled, with every pod in place", func() error {
+			pods := c.pods()
+			for name, p := range pods {
+				if p.Status.PodIP == "" || p.Metadata.UID == struck {
+					return fmt.Errorf("%s is not replaced yet", name)
+				}
+			}
+			if len(pods) != 4 {
+				return fmt.Errorf("%d pods", len(pods))
+			}
+			return c.settled(2, 2)()
+		})
 		victim, via := c.chooseVictim()
 		before := c.pods()
 		c.eventually(30*time.Second, "the master has a lease by the controller", func() error {
@@ -116,7 +129,7 @@ func (c *cluster) measure(f fault, runs int) string {
 				}
 				return nil
 			})
-			struck := time.Now()
+			began := time.Now()
 			if err := f.strike(victim); err != nil {
 				t.Fatal(err)
 			}
@@ -133,10 +146,13 @@ func (c *cluster) measure(f fault, runs int) string {
 				}
 				return nil
 			})
-			_, pause := s.since(struck)
+			_, pause := s.since(began)
 			took = append(took, pause)
 			t.Logf("run %d: %s on %s, written through %s: %d ms", i+1, victim, before[victim].Spec.NodeName, via, pause.Milliseconds())
 		}()
+		if f.replaces {
+			struck = before[victim].Metadata.UID
+		}
 		if err := f.heal(victim); err != nil {
 			t.Fatal(err)
 		}
