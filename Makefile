@@ -73,7 +73,7 @@ test-kill: deps ## kill -9 of masters and replicas under load, ROUNDS (200) time
 test-simulation: deps ## SEEDS (5000) runs of the replication simulator; SEED=number repeats one with its events
 	FLARE_SIM_SEEDS=$(or $(SEEDS),5000) FLARE_SIM_SEED=$(SEED) $(GO) test ./agent/replication -run TestSimulation -count=1 -v -timeout 0
 
-check-model: ## Every world of e2e/model in full (WORLDS=a,b: those; MUTATIONS=1: break the core, see that it is seen)
+check-model: ## Every world of e2e/model, up to its limit (WORLDS=a,b: those; MUTATIONS=1: break the core, see that it is seen)
 	@mkdir -p $(BIN) && $(GO) build -o $(BIN)/ ./e2e/model/check && $(BIN)/check $(if $(MUTATIONS),-mutations,-worlds "$(WORLDS)" -trace $(BUILD)/counterexample.trace)
 
 fuzz: deps ## Every fuzz target, FUZZTIME (30s) each
