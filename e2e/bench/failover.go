@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/flarekv/flare/e2e/procs"
+	"github.com/flarekv/flare/e2e/steady"
 	controllerv1 "github.com/flarekv/flare/proto/flare/controller/v1"
 	"github.com/flarekv/flare/proto/topology"
 )
@@ -54,84 +55,6 @@ func faults() []fault {
 			func(n *procs.Node) error { return errors.Join(n.Flared.Freeze(), n.Agent.Freeze()) },
 			restart},
 	}
-}
-
-// Writers of the measurement. While writes rest each of them tries again after
-// writeTimeout, in turn, so the end of the pause is seen within an eighth of it.
-const (
-	failoverWriters = 8
-	writeEvery      = 2 * time.Millisecond
-	writeTimeout    = 400 * time.Millisecond
-)
-
-// steady writes one key from several connections and notes when a write succeeded.
-type steady struct {
-	mu      sync.Mutex
-	success []time.Time
-	failed  int
-}
-
-func (s *steady) run(ctx context.Context, addr, key string) {
-	var group sync.WaitGroup
-	for range failoverWriters {
-		group.Go(func() {
-			var conn net.Conn
-			var r *bufio.Reader
-			for tick := time.NewTicker(writeEvery); ctx.Err() == nil; <-tick.C {
-				if conn == nil {
-					c, err := net.DialTimeout("tcp", addr, writeTimeout)
-					if err != nil {
-						continue
-					}
-					conn, r = c, bufio.NewReader(c)
-				}
-				conn.SetDeadline(time.Now().Add(writeTimeout))
-				_, err := fmt.Fprintf(conn, "set %s 0 0 1\r\nv\r\n", key)
-				line := ""
-				if err == nil {
-					line, err = r.ReadString('\n')
-				}
-				s.note(err == nil && line == "STORED\r\n")
-				if err != nil {
-					conn.Close()
-					conn = nil
-				}
-			}
-			if conn != nil {
-				conn.Close()
-			}
-		})
-	}
-	group.Wait()
-}
-
-func (s *steady) note(ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if ok {
-		s.success = append(s.success, time.Now())
-	} else {
-		s.failed++
-	}
-}
-
-// since returns the end of the longest pause after a moment, and how many writes
-// succeeded since.
-func (s *steady) since(t time.Time) (end time.Time, pause time.Duration, n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	last := t
-	for _, at := range s.success {
-		if at.Before(t) {
-			continue
-		}
-		n++
-		if d := at.Sub(last); d > pause {
-			pause, end = d, at
-		}
-		last = at
-	}
-	return end, pause, n
 }
 
 // until waits for a condition, looking every few milliseconds.
@@ -175,7 +98,7 @@ func (b *bench) failovers(ctx context.Context, runs int) error {
 		return err
 	}
 	fmt.Printf("%d runs of each; %d writers through a node of another partition, a write every %v each; load average %s\n",
-		runs, failoverWriters, writeEvery, loadAverage())
+		runs, steady.Writers, steady.Every, loadAverage())
 	fmt.Printf("\n%-44s %8s %8s %8s %8s %8s   %-24s\n", "from the fault to the first write, ms", "p50", "p99", "max", "aim", "", "of it, p50")
 	for _, f := range faults() {
 		if !strings.Contains(f.name, b.only) {
@@ -207,13 +130,13 @@ func (b *bench) failover(ctx context.Context, c *procs.Cluster, f fault, runs in
 			return err
 		}
 		writers, stop := context.WithCancel(ctx)
-		var load steady
+		var load steady.Load
 		var running sync.WaitGroup
-		running.Go(func() { load.run(writers, via, key) })
+		running.Go(func() { load.Run(writers, via, key) })
 		end := func() { stop(); running.Wait() }
 		begun := time.Now()
 		err = until(ctx, "steady writes", func() bool {
-			_, pause, n := load.since(begun)
+			n, pause, _ := load.Since(begun)
 			return n > 200 && pause < 500*time.Millisecond && time.Since(begun) > time.Second
 		})
 		if err != nil {
@@ -231,13 +154,13 @@ func (b *bench) failover(ctx context.Context, c *procs.Cluster, f fault, runs in
 		})
 		appointed := time.Now()
 		if err == nil {
-			err = until(ctx, "writes by the successor", func() bool { _, _, n := load.since(appointed); return n > 100 })
+			err = until(ctx, "writes by the successor", func() bool { n, _, _ := load.Since(appointed); return n > 100 })
 		}
 		end()
 		if err != nil {
 			return err
 		}
-		first, _, _ := load.since(struck)
+		_, _, first := load.Since(struck)
 		took = append(took, first.Sub(struck))
 		d, s := tracedFailover(c.Controller, from)
 		decided, sent = append(decided, d.Sub(struck)), append(sent, s.Sub(struck))

@@ -180,6 +180,12 @@ func (p pod) restarts() int {
 	return n
 }
 
+// ready reports whether all containers are.
+func (p pod) ready() bool {
+	return len(p.Status.ContainerStatuses) > 0 &&
+		!slices.ContainsFunc(p.Status.ContainerStatuses, func(s containerStatus) bool { return !s.Ready })
+}
+
 func (p pod) addr(port int) string { return net.JoinHostPort(p.Status.PodIP, fmt.Sprint(port)) }
 
 // pods returns the data pods by name.

@@ -3,11 +3,9 @@
 package suites
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +17,7 @@ import (
 	"time"
 
 	"github.com/flarekv/flare/e2e/lab"
+	"github.com/flarekv/flare/e2e/steady"
 	"github.com/flarekv/flare/proto/topology"
 )
 
@@ -54,7 +53,7 @@ func TestFailover(t *testing.T) {
 		c.step(t, f.name, func(t *testing.T) { table = append(table, c.measure(f, runs)) })
 	}
 	t.Logf("no successful write for, ms; %d clients, a write every %v each, load average %s\n%-34s %4s %6s %6s %6s %6s %6s\n%s",
-		steadyClients, steadyEvery, loadAverage(), "the master's", "runs", "p50", "p99", "max", "aim", "", strings.Join(table, "\n"))
+		steady.Writers, steady.Every, loadAverage(), "the master's", "runs", "p50", "p99", "max", "aim", "", strings.Join(table, "\n"))
 }
 
 func (c *cluster) faults(t *testing.T) []fault {
@@ -98,8 +97,15 @@ func (c *cluster) measure(f fault, runs int) string {
 		c.eventually(180*time.Second, "settled, with every pod in place", func() error {
 			pods := c.pods()
 			for name, p := range pods {
-				if p.Status.PodIP == "" || p.Metadata.UID == struck {
+				if p.Status.PodIP == "" || p.Metadata.UID == struck || !p.ready() {
 					return fmt.Errorf("%s is not replaced yet", name)
+				}
+			}
+			// A pod that was deleted without grace hands over and is in sync once more
+			// before its processes end, when another one has its name already.
+			for _, p := range c.topology().Partitions {
+				if len(p.InSyncReplicas) != 1 {
+					return fmt.Errorf("partition %d has %d replicas in sync", p.Partition, len(p.InSyncReplicas))
 				}
 			}
 			if len(pods) != 4 {
@@ -116,15 +122,15 @@ func (c *cluster) measure(f fault, runs int) string {
 			}
 			return nil
 		})
-		var s steady
+		var s steady.Load
 		ctx, stop := context.WithCancel(t.Context())
 		var running sync.WaitGroup
-		running.Go(func() { s.run(ctx, before[via].addr(12121), key) })
+		running.Go(func() { s.Run(ctx, before[via].addr(12121), key) })
 		func() {
 			defer running.Wait()
 			defer stop()
 			c.eventually(60*time.Second, "steady writes", func() error {
-				if n, pause := s.since(time.Now().Add(-time.Second)); n < 100 || pause > 300*time.Millisecond {
+				if n, pause, _ := s.Since(time.Now().Add(-time.Second)); n < 100 || pause > 300*time.Millisecond {
 					return fmt.Errorf("%d writes in a second, longest pause %v", n, pause)
 				}
 				return nil
@@ -141,12 +147,12 @@ func (c *cluster) measure(f fault, runs int) string {
 			})
 			appointed := time.Now()
 			c.eventually(60*time.Second, "writes by the successor", func() error {
-				if n, _ := s.since(appointed); n < 100 {
+				if n, _, _ := s.Since(appointed); n < 100 {
 					return fmt.Errorf("%d writes", n)
 				}
 				return nil
 			})
-			_, pause := s.since(began)
+			_, pause, _ := s.Since(began)
 			took = append(took, pause)
 			t.Logf("run %d: %s on %s, written through %s: %d ms", i+1, victim, before[victim].Spec.NodeName, via, pause.Milliseconds())
 		}()
@@ -191,77 +197,6 @@ func (c *cluster) chooseVictim() (victim, via string) {
 	}
 	c.t.Fatalf("partition 1 is on the victim's machine only: %v", c.podsByMachine())
 	return "", ""
-}
-
-// Clients of the measurement. While writes rest each of them tries again after
-// steadyTimeout, in turn, so the end of a pause is seen within an eighth of it.
-const (
-	steadyClients = 8
-	steadyEvery   = 2 * time.Millisecond
-	steadyTimeout = 400 * time.Millisecond
-)
-
-// steady writes one key from several connections and notes when a write succeeded.
-type steady struct {
-	mu      sync.Mutex
-	success []time.Time
-}
-
-func (s *steady) run(ctx context.Context, addr, key string) {
-	var group sync.WaitGroup
-	for range steadyClients {
-		group.Go(func() {
-			var conn net.Conn
-			var r *bufio.Reader
-			tick := time.NewTicker(steadyEvery)
-			defer tick.Stop()
-			for ; ctx.Err() == nil; <-tick.C {
-				if conn == nil {
-					c, err := net.DialTimeout("tcp", addr, steadyTimeout)
-					if err != nil {
-						continue
-					}
-					conn, r = c, bufio.NewReader(c)
-				}
-				conn.SetDeadline(time.Now().Add(steadyTimeout))
-				_, err := fmt.Fprintf(conn, "set %s 0 0 1\r\nv\r\n", key)
-				line := ""
-				if err == nil {
-					line, err = r.ReadString('\n')
-				}
-				if line == "STORED\r\n" {
-					s.mu.Lock()
-					s.success = append(s.success, time.Now())
-					s.mu.Unlock()
-				}
-				if err != nil {
-					conn.Close()
-					conn = nil
-				}
-			}
-			if conn != nil {
-				conn.Close()
-			}
-		})
-	}
-	group.Wait()
-}
-
-// since returns how many writes succeeded since a moment, and the longest pause.
-func (s *steady) since(t time.Time) (n int, pause time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	slices.SortFunc(s.success, time.Time.Compare)
-	last := t
-	for _, at := range s.success {
-		if at.Before(t) {
-			continue
-		}
-		n++
-		pause = max(pause, at.Sub(last))
-		last = at
-	}
-	return n, max(pause, time.Since(last))
 }
 
 // flaredOf finds the process of a pod's flared: the nodes of the lab are
