@@ -148,8 +148,9 @@ func (k *handovers) drive(ctx context.Context, h *handover, partition int, sessi
 		switch action {
 		case handoverPause:
 			if s.roles.pause(h.epoch, "handover") {
-				s.source.ReleaseLease()
-				paused = uint64(s.gate.leaseStatus().at)
+				at := s.gate.leaseStatus().at
+				s.source.ReleaseLease(at)
+				paused = uint64(at)
 				h.paused(s.db.Position().LSN, time.Now())
 				action = handoverNothing
 				continue

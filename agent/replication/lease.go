@@ -22,6 +22,8 @@ type LeaseAsk struct {
 type leaseRound struct {
 	asked uint64 // token of the last time they were asked, 0 for never
 	ttl   time.Duration
+	// released is the token up to which what was asked for is given back, 0 for none.
+	released uint64
 
 	// The lease that they have given: its token, and when it has ended. Until then no
 	// replica may become promotable that has not promised as much.
@@ -38,7 +40,7 @@ func (l *Leader) forgetLease() {
 
 // AskLease asks all replicas that stream, in sync or not.
 func (l *Leader) AskLease(token uint64, ttl time.Duration) (effects []Effect) {
-	if l.epoch == 0 || token <= l.lease.asked {
+	if l.epoch == 0 || token <= max(l.lease.asked, l.lease.released) {
 		return nil
 	}
 	l.lease.asked, l.lease.ttl = token, ttl

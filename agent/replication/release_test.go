@@ -13,12 +13,12 @@ func TestLeaderReleasesPromises(t *testing.T) {
 	d.lead(1, Member{Key: "b", Active: true}, Member{Key: "c", Active: true})
 	d.connect("b", 1, 1, 10)
 	d.connect("c", 2, 1, 10)
-	if got := d.ReleaseLease(); len(got) != 0 {
+	if got := d.ReleaseLease(6); len(got) != 0 {
 		t.Errorf("released without a question: %+v", got)
 	}
 	d.AskLease(7, time.Second)
 	d.LeaseAck("b", 1, 1, 7, d.now)
-	got := d.ReleaseLease()
+	got := d.ReleaseLease(9)
 	if len(got) != 2 || got[0].LeaseAsk.Key != "b" || got[1].LeaseAsk.Key != "c" || got[0].LeaseAsk.TTL != 0 || got[0].LeaseAsk.Epoch != 1 {
 		t.Errorf("released: %+v", got)
 	}
@@ -26,10 +26,13 @@ func TestLeaderReleasesPromises(t *testing.T) {
 	if token, _, ok := d.Lease(d.now); ok {
 		t.Errorf("a lease from %d after it was given back", token)
 	}
-	d.AskLease(8, time.Second)
-	d.LeaseAck("b", 1, 1, 8, d.now)
-	d.LeaseAck("c", 2, 1, 8, d.now)
-	if token, _, ok := d.Lease(d.now); !ok || token != 8 {
+	if got := d.AskLease(9, time.Second); len(got) != 0 {
+		t.Errorf("a question that was decided upon before the release binds the replicas after it: %+v", got)
+	}
+	d.AskLease(10, time.Second)
+	d.LeaseAck("b", 1, 1, 10, d.now)
+	d.LeaseAck("c", 2, 1, 10, d.now)
+	if token, _, ok := d.Lease(d.now); !ok || token != 10 {
 		t.Errorf("asked anew: %d, %t", token, ok)
 	}
 }

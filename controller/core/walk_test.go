@@ -74,6 +74,7 @@ func (w *world) actions() map[string]func(*rapid.T) {
 		"hand over":       w.handOver,
 		"hand over again": w.handOverAgain,
 		"late command":    w.late,
+		"move":            w.move,
 		"give up":         w.giveUp,
 		"operator":        w.operate,
 		"pause":           w.pause,
@@ -848,7 +849,8 @@ func (w *world) restart(t *rapid.T) {
 		d, w.lost = Durable{}, true
 	}
 	spec, members := w.state.Spec, w.state.Members
-	w.pending, w.replies = nil, map[uint64]func(Reply){}
+	// A report belongs to a link, and the links end with the controller.
+	w.pending, w.replies, w.lateRep = nil, map[uint64]func(Reply){}, nil
 	for _, n := range w.nodes {
 		n.agent = false
 	}
