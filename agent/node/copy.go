@@ -80,8 +80,7 @@ func (s *Server) enterCopy(req *text.Request, partition int) (gateState, string)
 // dumpFrom asks another node for the records of a partition and stores those that
 // are newer than what is here. It returns nil only when all have come.
 func (s *Server) dumpFrom(ctx context.Context, node string, d text.Dump, seen *keySet, progress func(bytes int)) error {
-	dialer := net.Dialer{Timeout: peerDialTimeout}
-	conn, err := dialer.DialContext(ctx, "tcp", node)
+	conn, err := s.dial(ctx, node)
 	if err != nil {
 		return &replication.Error{Reason: "connection_failed", Err: fmt.Errorf("connect: %w", err)}
 	}

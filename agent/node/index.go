@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/flarekv/flare/agent/names"
 	"github.com/flarekv/flare/proto/text"
 	"github.com/flarekv/flare/proto/topology"
 )
@@ -32,6 +33,7 @@ type indexClient struct {
 	port     int
 	servers  func() []string // host:port of the index servers, in the order to try
 	instance string
+	names    *names.Book
 	position func() position
 	logger   *slog.Logger
 
@@ -68,7 +70,7 @@ func (x *indexClient) dial(ctx context.Context) (net.Conn, error) {
 			continue
 		}
 		lookup, cancel := context.WithTimeout(ctx, indexDialTimeout)
-		addrs, err := net.DefaultResolver.LookupHost(lookup, host)
+		addrs, err := x.names.Resolve(lookup, host)
 		cancel()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("index server %s: %w", server, err))

@@ -78,7 +78,7 @@ type call struct {
 // peers holds the connections to other nodes.
 type peers struct {
 	logger  *slog.Logger
-	dialer  net.Dialer
+	dial    func(ctx context.Context, node string) (net.Conn, error)
 	traffic *traffic
 	tasks   *registry
 	// threadType returns the number that the index gave to a node.
@@ -94,10 +94,10 @@ type peers struct {
 	byNode map[string]map[linkKind][]*link
 }
 
-func newPeers(traffic *traffic, tasks *registry, threadType func(node string) int, concurrency int, limit func() int, logger *slog.Logger) *peers {
+func newPeers(dial func(ctx context.Context, node string) (net.Conn, error), traffic *traffic, tasks *registry, threadType func(node string) int, concurrency int, limit func() int, logger *slog.Logger) *peers {
 	return &peers{
 		logger:      logger,
-		dialer:      net.Dialer{Timeout: peerDialTimeout},
+		dial:        dial,
 		traffic:     traffic,
 		tasks:       tasks,
 		threadType:  threadType,
@@ -346,7 +346,7 @@ func (l *link) dial() (net.Conn, error) {
 		case <-ctx.Done():
 		}
 	}()
-	conn, err := l.peers.dialer.DialContext(ctx, "tcp", l.node)
+	conn, err := l.peers.dial(ctx, l.node)
 	if err != nil {
 		return nil, err
 	}

@@ -293,8 +293,7 @@ func (k *relayKeeper) probe(ctx context.Context, node string, partition int) (st
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	dialer := net.Dialer{Timeout: peerDialTimeout}
-	nc, err := dialer.DialContext(ctx, "tcp", node)
+	nc, err := k.s.dial(ctx, node)
 	if err != nil {
 		return false, err
 	}

@@ -10,11 +10,13 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/flarekv/flare/agent/names"
 	"github.com/flarekv/flare/agent/options"
 	"github.com/flarekv/flare/agent/replication"
 	"github.com/flarekv/flare/agent/storage"
@@ -85,6 +87,7 @@ type Server struct {
 	remote    atomic.Pointer[remote] // who answers instead of this cluster; nil for nobody
 	remotes   *peers                 // connections there
 	hold      hold
+	names     *names.Book
 	peers     *peers
 	index     *indexClient
 	copying   copying
@@ -149,11 +152,12 @@ func New(cfg Config) (*Server, error) {
 		s.logger = slog.Default()
 	}
 	s.onlySelf = []string{s.self}
+	s.names = &names.Book{Logger: s.logger}
 	s.started = s.clock()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.relays = newRelayKeeper(s)
 	s.tasks = newRegistry()
-	s.remotes = newPeers(&s.counters.traffic, s.tasks, func(string) int { return taskRelay },
+	s.remotes = newPeers(s.dial, &s.counters.traffic, s.tasks, func(string) int { return taskRelay },
 		cfg.Options.ClusterReplication.Concurrency, func() int { return 0 }, s.logger)
 	s.watcher = newAccessWatcher(s.db, s.logger)
 	s.sweeper = newSweeper(s)
@@ -161,13 +165,14 @@ func New(cfg Config) (*Server, error) {
 	s.maps = newNodeMap(s.self, s.changed, s.logger)
 	s.maps.netmask, s.maps.clock = cfg.Options.ProxyPriorNetmask, s.clock
 	s.gate = newGate(s.changed, s.sinceBorn)
-	s.peers = newPeers(&s.counters.traffic, s.tasks, s.threadType, cfg.Options.ProxyConcurrency,
+	s.peers = newPeers(s.dial, &s.counters.traffic, s.tasks, s.threadType, cfg.Options.ProxyConcurrency,
 		func() int { return s.live.Load().MaxTotalThreadQueue }, s.logger)
 	s.index = &indexClient{
 		name:     cfg.Options.ServerName,
 		port:     cfg.Options.ServerPort,
 		servers:  func() []string { return s.live.Load().Indexes() },
 		instance: s.instance,
+		names:    s.names,
 		position: func() position {
 			p := s.db.Position()
 			return position{partition: p.Partition, lsn: p.LSN, history: p.History}
@@ -230,6 +235,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background.Go(func() { s.watcher.run(s.ctx) })
 	background.Go(func() { s.sweeper.run(s.ctx) })
 	background.Go(func() { s.keepLease(roleCtx) })
+	background.Go(func() { s.names.Keep(s.ctx, s.hosts, s.changed.wait) })
 	accepted := make(chan error, 2)
 	background.Go(func() { accepted <- s.accept(s.listener) })
 	if socket != nil {
@@ -260,6 +266,32 @@ func (s *Server) Run(ctx context.Context) error {
 	background.Wait()
 	s.standDown.telling.Wait()
 	return failure
+}
+
+// dial connects to another node. A dead one costs no more than peerDialTimeout.
+func (s *Server) dial(ctx context.Context, node string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, peerDialTimeout)
+	defer cancel()
+	return s.names.Dial(ctx, node)
+}
+
+// hosts returns the names of the index servers and of the other nodes that are up.
+func (s *Server) hosts() []string {
+	var hosts []string
+	for _, server := range s.live.Load().Indexes() {
+		if host, _, err := net.SplitHostPort(server); err == nil {
+			hosts = append(hosts, host)
+		}
+	}
+	if t := s.maps.table(); t != nil {
+		for _, n := range t.nodes.Nodes {
+			if n.Key() != s.self && n.State != topology.Down {
+				hosts = append(hosts, n.Name)
+			}
+		}
+	}
+	slices.Sort(hosts)
+	return slices.Compact(hosts)
 }
 
 // Abort makes Run return as soon as possible, without leaving in good order.

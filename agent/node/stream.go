@@ -58,8 +58,7 @@ func (s *Server) newCatcher(d duty) catcher {
 		Partition: d.partition,
 		Master:    d.master,
 		Dial: func(ctx context.Context) (replication.Conn, error) {
-			dialer := net.Dialer{Timeout: peerDialTimeout}
-			nc, err := dialer.DialContext(ctx, "tcp", d.master)
+			nc, err := s.dial(ctx, d.master)
 			if err != nil {
 				return nil, err
 			}
