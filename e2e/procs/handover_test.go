@@ -2,7 +2,6 @@ package procs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -373,9 +372,17 @@ func TestMinInSync(t *testing.T) {
 			t.Fatalf("get: %v, %v", item, err)
 		}
 	}
-	if s := agentStatus(t, m).GetFlared(); s.GetMinInSync() != 2 {
-		t.Errorf("min_in_sync %d in the status", s.GetMinInSync())
+	// What an agent knows of its flared is as old as the last status that it was sent.
+	minInSync := func(want uint32) {
+		t.Helper()
+		eventually(t, patience, "min_in_sync in the status of the agent", func() error {
+			if s := agentStatus(t, m).GetFlared(); s.GetMinInSync() != want {
+				return fmt.Errorf("%d, want %d", s.GetMinInSync(), want)
+			}
+			return nil
+		})
 	}
+	minInSync(2)
 	if err := replica.Flared.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -386,12 +393,7 @@ func TestMinInSync(t *testing.T) {
 	if err := c.WriteSpec("    minInSync: 1\n"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, patience, "the option is changed", func() error {
-		if s := agentStatus(t, m).GetFlared(); s.GetMinInSync() != 1 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
+	minInSync(1)
 	replica.Flared.Kill()
 	eventually(t, patience, "a write", set)
 }

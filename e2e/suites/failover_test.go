@@ -25,6 +25,8 @@ import (
 type fault struct {
 	name string
 	aim  time.Duration
+	// before gets everything ready; nil for nothing to do.
+	before func(pod string)
 	// strike begins the fault; heal ends it when the successor writes.
 	strike, heal func(pod string) error
 	replaces     bool // there is a new pod afterwards
@@ -52,7 +54,7 @@ func TestFailover(t *testing.T) {
 		}
 		c.step(t, f.name, func(t *testing.T) { table = append(table, c.measure(f, runs)) })
 	}
-	t.Logf("no successful write for, ms; %d clients, a write every %v each, load average %s\n%-34s %4s %6s %6s %6s %6s %6s\n%s",
+	t.Logf("no successful write for, ms; %d clients, a write every %v each, load average %s\n%-36s %4s %6s %6s %6s %6s %6s\n%s",
 		steady.Writers, steady.Every, loadAverage(), "the master's", "runs", "p50", "p99", "max", "aim", "", strings.Join(table, "\n"))
 }
 
@@ -72,18 +74,33 @@ func (c *cluster) faults(t *testing.T) []fault {
 	}
 	remove := func(pod string) error { return c.deletePod(pod, nil) }
 	nothing := func(string) error { return nil }
+	cutOff := topology.LeaseTTL + time.Second
 	return []fault{
-		{"process crashed", 500 * time.Millisecond, func(pod string) error {
+		{"process crashed", 500 * time.Millisecond, nil, func(pod string) error {
 			pid, err := c.flaredOf(pod)
 			if err != nil {
 				return err
 			}
 			return syscall.Kill(pid, syscall.SIGKILL)
 		}, remove, true}, // a new pod, for the kubelet lets an old one wait longer after each crash
-		{"pod deleted", time.Second, remove, nothing, true},
-		{"pod deleted without grace", time.Second, func(pod string) error { return c.deletePod(pod, new(int)) }, nothing, true},
-		{"machine cut off", topology.LeaseTTL + time.Second, machine(machines.CutNode), machine(machines.HealNode), false},
+		{"pod deleted", time.Second, nil, remove, nothing, true},
+		{"pod deleted without grace", time.Second, nil, func(pod string) error { return c.deletePod(pod, new(int)) }, nothing, true},
+		{"machine cut off", cutOff, nil, machine(machines.CutNode), machine(machines.HealNode), false},
+		// Nobody can look up where the successor is.
+		{"machine cut off, with the only DNS", cutOff, c.onlyDNSBeside, machine(machines.CutNode), machine(machines.HealNode), false},
 	}
+}
+
+// onlyDNSBeside puts the cluster's name service on the machine of a pod, and nowhere else.
+func (c *cluster) onlyDNSBeside(pod string) {
+	c.t.Helper()
+	patch := fmt.Sprintf(`{"spec":{"replicas":1,"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":%q}}}}}`, c.pods()[pod].Spec.NodeName)
+	c.run("kubectl", "-n", "kube-system", "patch", "deployment", "coredns", "--type", "merge", "-p", patch)
+	c.run("kubectl", "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+	c.t.Cleanup(func() {
+		c.run("kubectl", "-n", "kube-system", "patch", "deployment", "coredns", "--type", "merge", "-p",
+			`{"spec":{"replicas":2,"template":{"spec":{"nodeSelector":null}}}}`)
+	})
 }
 
 // measure returns a line of the table.
@@ -114,6 +131,9 @@ func (c *cluster) measure(f fault, runs int) string {
 			return c.settled(2, 2)()
 		})
 		victim, via := c.chooseVictim()
+		if f.before != nil {
+			f.before(victim)
+		}
 		before := c.pods()
 		c.eventually(30*time.Second, "the master has a lease by the controller", func() error {
 			lines := dialogue(t, before[victim].addr(12121), "stats\r\n", "END")
@@ -169,7 +189,7 @@ func (c *cluster) measure(f fault, runs int) string {
 	if p99 > f.aim {
 		mark = "MISSED"
 	}
-	return fmt.Sprintf("%-34s %4d %6d %6d %6d %6d %6s", f.name, len(took), took[len(took)/2].Milliseconds(), p99.Milliseconds(),
+	return fmt.Sprintf("%-36s %4d %6d %6d %6d %6d %6s", f.name, len(took), took[len(took)/2].Milliseconds(), p99.Milliseconds(),
 		took[len(took)-1].Milliseconds(), f.aim.Milliseconds(), mark)
 }
 
