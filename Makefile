@@ -63,7 +63,7 @@ tools:
 	@cd .tools && CGO_ENABLED=0 $(GO) build -o $(BIN)/ tool
 
 ##@ Check
-.PHONY: test test-kill test-simulation check-model fuzz lint e2e bench bench-replication bench-failover bench-controller bench-packages
+.PHONY: test test-kill test-simulation walk check-model fuzz lint e2e bench bench-replication bench-failover bench-controller bench-packages
 test: deps ## All unit and integration tests, with the race detector
 	e2e/test.sh
 
@@ -72,6 +72,9 @@ test-kill: deps ## kill -9 of masters and replicas under load, ROUNDS (200) time
 
 test-simulation: deps ## SEEDS (5000) runs of the replication simulator; SEED=number repeats one with its events
 	FLARE_SIM_SEEDS=$(or $(SEEDS),5000) FLARE_SIM_SEED=$(SEED) $(GO) test ./agent/replication -run TestSimulation -count=1 -v -timeout 0
+
+walk: deps ## CHECKS (4000) random walks through the controller's core; SEED=number repeats them
+	$(GO) test ./controller/core -run 'Walk$$' -count=1 -v -timeout 0 -rapid.checks=$(or $(CHECKS),4000) -rapid.seed=$(or $(SEED),$(shell date +%s))
 
 check-model: ## Every world of e2e/model, up to its limit (WORLDS=a,b: those; MUTATIONS=1: break the core, see that it is seen)
 	@mkdir -p $(BIN) && $(GO) build -o $(BIN)/ ./e2e/model/check && $(BIN)/check $(if $(MUTATIONS),-mutations,-worlds "$(WORLDS)" -trace $(BUILD)/counterexample.trace)
