@@ -29,6 +29,8 @@ func (w *work) move(c Command, key string) string {
 			return RefuseNoSuchNode
 		case to.Role != topology.Slave || to.State != topology.Active || to.Partition != from.Partition || !to.Extended || w.dead(*to) != "":
 			return RefuseNotInSync
+		case s.leaving(*to) != "":
+			return RefuseLeaving // it would have to hand over again at once
 		}
 	}
 	// What is not saved yet nobody acts upon, least of all a master.

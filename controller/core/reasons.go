@@ -111,6 +111,7 @@ const (
 	RefuseNoSuchNode     = "no_such_node"
 	RefuseNotMaster      = "not_master"
 	RefuseNotInSync      = "target_not_in_sync"
+	RefuseLeaving        = "target_leaving"   // its machine is drained, its pod ends, or it is to go with a scale-in
 	RefuseNotNow         = "not_accepted_now" // there is no spec
 	RefuseUnknownVerb    = "unknown_verb"
 	RefuseNodeDown       = "node_down"

@@ -156,8 +156,8 @@ type ControllerServiceClient interface {
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
 	// Handover has a master hand over by its agent: clients see a pause and no error, and
 	// what cannot be done is taken back. It answers when it is done. Refusals: no_such_node,
-	// not_master, no_agent, no_in_sync_replica, target_not_in_sync, already_running,
-	// order_lost (nothing more was heard of the node), and those of AgentService.Handover.
+	// not_master, no_agent, no_in_sync_replica, target_not_in_sync, target_leaving,
+	// already_running, order_lost (nothing more was heard of the node), and those of AgentService.Handover.
 	Handover(ctx context.Context, in *HandoverRequest, opts ...grpc.CallOption) (*HandoverResponse, error)
 	// SetNodeState is node state of the index protocol: it takes a node down, or tells
 	// that a filled one is ready or active. Refusals: no_such_node, bad_state,
@@ -394,8 +394,8 @@ type ControllerServiceServer interface {
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
 	// Handover has a master hand over by its agent: clients see a pause and no error, and
 	// what cannot be done is taken back. It answers when it is done. Refusals: no_such_node,
-	// not_master, no_agent, no_in_sync_replica, target_not_in_sync, already_running,
-	// order_lost (nothing more was heard of the node), and those of AgentService.Handover.
+	// not_master, no_agent, no_in_sync_replica, target_not_in_sync, target_leaving,
+	// already_running, order_lost (nothing more was heard of the node), and those of AgentService.Handover.
 	Handover(context.Context, *HandoverRequest) (*HandoverResponse, error)
 	// SetNodeState is node state of the index protocol: it takes a node down, or tells
 	// that a filled one is ready or active. Refusals: no_such_node, bad_state,
