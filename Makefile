@@ -86,7 +86,7 @@ lint: ## gofmt, go vet, staticcheck, buf lint, generated files up to date
 	@$(MAKE) -s tools
 	@BIN=$(BIN) e2e/lint.sh
 
-e2e: ## End-to-end suite on the local Kubernetes: SUITE=smoke, topology, breaker, bluegreen, leaderchange or failover (RUNS=20)
+e2e: ## End-to-end suite on the local Kubernetes: SUITE=smoke, topology, breaker, bluegreen, leaderchange, import or failover (RUNS=20)
 	@BUILD=$(BUILD) e2e/run.sh $(SUITE)
 
 bench: build ## Ratios to memcached and db_bench on this machine (ONLY=text: lines with that in their name)

@@ -1,10 +1,13 @@
 package model
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/flarekv/flare/controller/core"
@@ -91,8 +94,9 @@ func inductKey(i int) (name string, port int, key string) {
 	return name, 1, name + ":1"
 }
 
-// each calls f with every state of the space, until it returns false.
-func (sp Space) each(f func(core.State) bool) {
+// each calls f with every state of one of the parts that the space falls into, until it
+// returns false.
+func (sp Space) each(part, parts int, f func(core.State) bool) {
 	of := len(duties) * sp.Observed
 	total := 1
 	for range sp.Nodes {
@@ -102,7 +106,7 @@ func (sp Space) each(f func(core.State) bool) {
 	if sp.Wide {
 		saves, holds = 4, 3
 	}
-	for i := range total {
+	for i := part; i < total; i += parts {
 		for epoch := uint64(1); epoch <= 2; epoch++ {
 			for lease := range leases {
 				for save := range saves {
@@ -253,14 +257,40 @@ func (sp Space) inputs() []core.Input {
 }
 
 // Induct takes from every state of a space that satisfies all invariants every step of
-// the alphabet, and ends at the first that breaks one.
+// the alphabet, and ends soon after the first that breaks one.
 //
-// every: of the candidates each so-manieth is looked at; 1 for all.
-func (sp Space) Induct(ctx context.Context, every uint64) Induction {
+// every: of the candidates each so-manieth is looked at; 1 for all. workers is the number
+// of goroutines, 0 for as many as there are processors.
+func (sp Space) Induct(ctx context.Context, every uint64, workers int) Induction {
 	began := time.Now()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	results := make([]Induction, cmp.Or(workers, runtime.GOMAXPROCS(0)))
+	var running sync.WaitGroup
+	for part := range results {
+		running.Go(func() {
+			if results[part] = sp.induct(ctx, every, part, len(results)); results[part].Broken != nil {
+				stop()
+			}
+		})
+	}
+	running.Wait()
+	all := Induction{Complete: true, Took: time.Since(began)}
+	for _, r := range results {
+		all.Candidates, all.States, all.Steps = all.Candidates+r.Candidates, all.States+r.States, all.Steps+r.Steps
+		all.Complete = all.Complete && r.Complete
+		if r.Broken != nil && all.Broken == nil {
+			all.Broken, all.State, all.Input = r.Broken, r.State, r.Input
+		}
+	}
+	return all
+}
+
+// induct does one of the parts that a space falls into.
+func (sp Space) induct(ctx context.Context, every uint64, part, parts int) Induction {
 	r := Induction{Complete: true}
 	inputs := sp.inputs()
-	sp.each(func(s core.State) bool {
+	sp.each(part, parts, func(s core.State) bool {
 		r.Candidates++
 		if ctx.Err() != nil {
 			r.Complete = false
@@ -282,16 +312,15 @@ func (sp Space) Induct(ctx context.Context, every uint64) Induction {
 		}
 		return true
 	})
-	r.Took = time.Since(began)
 	return r
 }
 
 // InductAll goes through all spaces, tells what it found, and reports whether every step
 // keeps the invariants.
-func InductAll(ctx context.Context, out io.Writer) bool {
+func InductAll(ctx context.Context, out io.Writer, workers int) bool {
 	good := true
 	for _, sp := range Spaces() {
-		r := sp.Induct(ctx, 1)
+		r := sp.Induct(ctx, 1, workers)
 		fmt.Fprintf(out, "inductive %-10s %v\n", sp.Name, r)
 		if r.Broken != nil {
 			fmt.Fprintf(out, "VIOLATED\n%v\n\nfrom %+v\n", r.Broken, r.State)

@@ -10,7 +10,7 @@ func TestInductive(t *testing.T) {
 	if raceDetector {
 		every = 401
 	}
-	r := sp.Induct(t.Context(), every)
+	r := sp.Induct(t.Context(), every, 0)
 	t.Log(r)
 	if r.Broken != nil {
 		t.Fatalf("%v\n\nfrom %+v", r.Broken, r.State)

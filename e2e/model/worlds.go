@@ -49,17 +49,17 @@ func Worlds() []*Model {
 		guarded("breaker", "a node more than may be is lost, an operator overrides the breaker, another controller leads", Budget{Cut: 1, Override: 1, Takeover: 1, Write: 1}),
 		{Name: "zone", Doc: "one partition, three nodes: the loss of the zone of two holds the roles",
 			Nodes: 3, Partitions: 1, Replicas: 3, Policy: core.FailoverPolicy{HoldZone: true}, Budget: Budget{Crash: 2}},
-		limited(4_000_000, pair("1x2", "one partition, two nodes", Budget{Crash: 1, Cut: 1, Apart: 1, Takeover: 1, Unsaved: 1, SavedUnknown: 1, LostReply: 1, Late: 1, Write: 2})),
-		limited(4_000_000, &Model{Name: "1x3", Doc: "one partition, three nodes",
+		limited(1_700_000, pair("1x2", "one partition, two nodes", Budget{Crash: 1, Cut: 1, Apart: 1, Takeover: 1, Unsaved: 1, SavedUnknown: 1, LostReply: 1, Late: 1, Write: 2})),
+		limited(1_700_000, &Model{Name: "1x3", Doc: "one partition, three nodes",
 			Nodes: 3, Partitions: 1, Replicas: 3,
 			Budget: Budget{Crash: 1, Cut: 1, Takeover: 1, Write: 1}}),
-		limited(4_000_000, &Model{Name: "2x2", Doc: "two partitions, two nodes each",
+		limited(1_700_000, &Model{Name: "2x2", Doc: "two partitions, two nodes each",
 			Nodes: 4, Partitions: 2, Replicas: 2,
 			Budget: Budget{Crash: 1, Takeover: 1, Write: 1}}),
 	}
 	for _, m := range list {
 		if m.Limit == 0 {
-			m.Limit = 1_500_000 // so that all of them take less than half an hour on two processors
+			m.Limit = 600_000 // so that all of them take less than half an hour on two processors
 		}
 	}
 	return list

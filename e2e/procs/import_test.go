@@ -2,7 +2,6 @@ package procs
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -17,27 +16,6 @@ import (
 	controllerv1 "github.com/flarekv/flare/proto/flare/controller/v1"
 	"github.com/flarekv/flare/proto/topology"
 )
-
-// recordedFlareXML is the state of a C++ index server at the end of the recording of
-// its commands.
-func recordedFlareXML(t *testing.T) string {
-	t.Helper()
-	b, err := os.ReadFile("../../controller/index/testdata/flarei-index.jsonl")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		var l struct{ Case, Recv string }
-		if err := json.Unmarshal([]byte(line), &l); err != nil {
-			t.Fatal(err)
-		}
-		if l.Case == "flare.xml-after-all" {
-			return l.Recv
-		}
-	}
-	t.Fatal("no flare.xml is recorded")
-	return ""
-}
 
 // TestImportFlareXML changes the index server of a running cluster: a recorded
 // flare.xml goes to a new controller, and the nodes, which do not start again, hear
@@ -56,7 +34,12 @@ func TestImportFlareXML(t *testing.T) {
 		return ""
 	})
 	_, plainPort, _ := net.SplitHostPort(plain.addr)
-	xml := strings.NewReplacer("19301", master.port, "19304", plainPort, "19305", spare.port).Replace(recordedFlareXML(t))
+	recorded, err := RecordedFlareXML("../../controller/index/testdata/flarei-index.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := strings.NewReplacer("19301", master.port, "19304", plainPort, "19305", spare.port)
+	xml := ports.Replace(recorded)
 
 	dir := t.TempDir()
 	addrs, err := FreeAddrs(4)
@@ -97,12 +80,10 @@ func TestImportFlareXML(t *testing.T) {
 		}
 		return nil
 	})
-	prepare := fmt.Sprintf("<node_server_port>%s</node_server_port>\n\t\t\t<node_role>0</node_role>\n\t\t\t<node_state>1</node_state>\n\t\t\t<node_partition>2</node_partition>\n\t\t\t<node_balance>1<", spare.port)
-	proxy := strings.NewReplacer("<node_role>0", "<node_role>2", "<node_state>1", "<node_state>0", "<node_partition>2", "<node_partition>-1", "<node_balance>1", "<node_balance>0").Replace(prepare)
-	if strings.Count(xml, prepare) != 1 {
-		t.Fatalf("the recording has another form:\n%s", xml)
+	if xml, err = FinishPreparing(recorded); err != nil {
+		t.Fatal(err)
 	}
-	xml = strings.Replace(xml, prepare, proxy, 1)
+	xml = ports.Replace(xml)
 	if _, err := send("<xml/>", false); reasonOf(err) != "not_flare_xml" {
 		t.Errorf("another file: %v", err)
 	}

@@ -30,58 +30,14 @@ import (
 // the nodes are processes of this machine, so that they can be killed at a moment's
 // notice.
 func TestLeaderChange(t *testing.T) {
-	const rounds, space, name = 5, "flare-leader", "lead"
-	kubeconfig := os.Getenv("KUBECONFIG")
-	if kubeconfig == "" {
-		t.Fatal("KUBECONFIG is not set: run the suites by `make e2e SUITE=...`")
-	}
-	dir, err := os.MkdirTemp("", "flare-") // t.TempDir is too long a path for Unix sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if !t.Failed() {
-			os.RemoveAll(dir)
-		}
-	}()
-	run := func(name string, args ...string) {
-		t.Helper()
-		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-		}
-	}
-	run("go", "build", "-o", dir+"/", "../../agent/cmd/...", "../../controller/cmd/...")
-	controller := filepath.Join(dir, "flare-controller")
-	run(controller, "crd", "apply", "--kubeconfig", kubeconfig)
-	kubectl := func(args ...string) { run("kubectl", append([]string{"-n", space}, args...)...) }
-	run("kubectl", "delete", "namespace", space, "--ignore-not-found", "--wait", "--timeout=120s")
-	run("kubectl", "create", "namespace", space)
-	defer func() {
-		if !t.Failed() {
-			kubectl("delete", "flarecluster", name, "--wait=false")
-			run("kubectl", "delete", "namespace", space, "--wait=false")
-		}
-	}()
-	manifest := filepath.Join(dir, "manifest.yaml")
-	if err := os.WriteFile(manifest, fmt.Appendf(nil, "apiVersion: flarekv.io/v1\nkind: FlareCluster\nmetadata: {name: %s}\nspec: {partitions: 1, replicas: 2}\n", name), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	kubectl("apply", "-f", manifest)
-
+	const rounds = 5
+	o := outside(t, "lead", "flare-leader", "partitions: 1, replicas: 2")
+	dir := o.dir
 	var all controllers
 	defer all.stop()
 	for i := range 2 {
-		a, err := procs.FreeAddrs(4)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := &contender{index: a[0], grpc: a[1], http: a[2]}
-		c.Process, err = procs.Run(dir, fmt.Sprintf("controller%d", i), controller, "--cluster", name, "--namespace", space,
-			"--pod-name", fmt.Sprintf("ctl-%d", i), "--pod-selector", "app=node", "--controller-selector", "app=controller",
-			"--kubeconfig", kubeconfig, "--index", a[0], "--grpc", a[1], "--http", a[2], "--metrics", a[3])
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := o.contender()
+		o.launch(c, fmt.Sprint("ctl-", i))
 		all = append(all, c)
 	}
 	index := all.service(t, func(c *contender) string { return c.index })
@@ -179,10 +135,88 @@ func TestLeaderChange(t *testing.T) {
 	}
 }
 
+// outsider is a FlareCluster at the lab's API server whose controllers and nodes are
+// processes of this machine.
+type outsider struct {
+	t           *testing.T
+	name, space string
+	dir         string // with the programs, and for what they leave
+	controller  string // the program
+	kubeconfig  string
+}
+
+// outside makes a FlareCluster in a namespace of its own. Both are removed when the test
+// ends, unless it failed.
+func outside(t *testing.T, name, space, spec string) *outsider {
+	t.Helper()
+	kubeconfig := os.Getenv("KUBECONFIG")
+	if kubeconfig == "" {
+		t.Fatal("KUBECONFIG is not set: run the suites by `make e2e SUITE=...`")
+	}
+	dir, err := os.MkdirTemp("", "flare-") // t.TempDir is too long a path for Unix sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &outsider{t: t, name: name, space: space, dir: dir, controller: filepath.Join(dir, "flare-controller"), kubeconfig: kubeconfig}
+	o.run("go", "build", "-o", dir+"/", "../../agent/cmd/...", "../../controller/cmd/...")
+	o.run(o.controller, "crd", "apply", "--kubeconfig", kubeconfig)
+	o.run("kubectl", "delete", "namespace", space, "--ignore-not-found", "--wait", "--timeout=120s")
+	o.run("kubectl", "create", "namespace", space)
+	t.Cleanup(func() {
+		if t.Failed() {
+			return
+		}
+		o.kubectl("delete", "flarecluster", name, "--wait=false")
+		o.run("kubectl", "delete", "namespace", space, "--wait=false")
+		os.RemoveAll(dir)
+	})
+	manifest := filepath.Join(dir, "manifest.yaml")
+	if err := os.WriteFile(manifest, fmt.Appendf(nil, "apiVersion: flarekv.io/v1\nkind: FlareCluster\nmetadata: {name: %s}\nspec: {%s}\n", name, spec), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o.kubectl("apply", "-f", manifest)
+	return o
+}
+
+func (o *outsider) run(name string, args ...string) string {
+	o.t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		o.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func (o *outsider) kubectl(args ...string) string {
+	o.t.Helper()
+	return o.run("kubectl", append([]string{"-n", o.space}, args...)...)
+}
+
+// contender finds room for a controller; launch starts it.
+func (o *outsider) contender() *contender {
+	o.t.Helper()
+	a, err := procs.FreeAddrs(4)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	return &contender{index: a[0], grpc: a[1], http: a[2], metrics: a[3]}
+}
+
+func (o *outsider) launch(c *contender, pod string) {
+	o.t.Helper()
+	var err error
+	c.Process, err = procs.Run(o.dir, pod, o.controller, "--cluster", o.name, "--namespace", o.space,
+		"--pod-name", pod, "--pod-selector", "app=node", "--controller-selector", "app=controller",
+		"--kubeconfig", o.kubeconfig, "--index", c.index, "--grpc", c.grpc, "--http", c.http, "--metrics", c.metrics)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+}
+
 // contender is one of several controllers.
 type contender struct {
 	*procs.Process
-	index, grpc, http string
+	index, grpc, http, metrics string
 }
 
 type controllers []*contender

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -38,8 +39,8 @@ func (o *kubeOptions) register(fs *flag.FlagSet) {
 	fs.StringVar(&o.statefulSet, "statefulset", "", "`name` of the data pods' StatefulSet; default: the cluster's")
 	fs.StringVar(&o.service, "headless-service", "", "`name` of the data pods' headless Service; default: <cluster>-nodes")
 	fs.StringVar(&o.keyFormat, "node-key-format", kube.DefaultKeyFormat, "how a pod registers: {pod}, {service}, {namespace} and {port} are replaced")
-	fs.StringVar(&o.podSelector, "pod-selector", "", "labels of the data pods, such as app=flare,tier=node")
-	fs.StringVar(&o.controllerSelector, "controller-selector", "", "labels of the controller's pods")
+	fs.StringVar(&o.podSelector, "pod-selector", "", "labels of the data pods; default: those that the chart gives them")
+	fs.StringVar(&o.controllerSelector, "controller-selector", "", "labels of the controller's pods; default: those that the chart gives them")
 	fs.StringVar(&o.lease, "lease", "", "`name` of the Lease by which a leader is elected; default: <cluster>-controller")
 	fs.StringVar(&o.zoneLabel, "zone-label", kube.DefaultZoneLabel, "label of a Kubernetes node that names its zone")
 	fs.IntVar(&o.nodePort, "node-port", kube.DefaultNodePort, "`port` of flared in the data pods")
@@ -65,6 +66,9 @@ func (o *kubeOptions) complete() error {
 		}
 		o.pod = name
 	}
+	chart := "app.kubernetes.io/instance=" + o.cluster + ",app.kubernetes.io/component="
+	o.podSelector = cmp.Or(o.podSelector, chart+"node")
+	o.controllerSelector = cmp.Or(o.controllerSelector, chart+"controller")
 	return nil
 }
 

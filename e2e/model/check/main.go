@@ -92,7 +92,7 @@ func main() {
 	if *live && code == 0 {
 		code = lively(ctx, *worlds, model.Limits{Workers: *workers, Time: *limit}, *trace)
 	}
-	if *worlds == "" && *states == 0 && *limit == 0 && *depth == 0 && !model.InductAll(ctx, os.Stdout) {
+	if *worlds == "" && *states == 0 && *limit == 0 && *depth == 0 && !model.InductAll(ctx, os.Stdout, *workers) {
 		code = 1
 	}
 	pprof.StopCPUProfile()
