@@ -118,7 +118,7 @@ const (
 // free lists the nodes that can be given a duty, by ordinal and key.
 func (w *work) free() []candidate {
 	s := &w.s
-	want := s.wantedNodes()
+	want := s.stayingNodes()
 	var list []candidate
 	for _, n := range s.Durable.Nodes {
 		if !n.Extended || n.Role != topology.Proxy || n.State != topology.Active {

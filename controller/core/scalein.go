@@ -9,6 +9,9 @@ import (
 	"github.com/flarekv/flare/proto/topology"
 )
 
+// scaleShows is how long the list of members may take to show a scale that was answered.
+const scaleShows = 3_000
+
 // scale makes the workload have as many nodes as wanted: more at once, fewer
 // only when those that would go carry no duty.
 func (w *work) scale() {
@@ -17,7 +20,10 @@ func (w *work) scale() {
 	if !s.Members.Known || want == 0 {
 		return
 	}
-	if s.Members.Count == want {
+	if s.Members.Count == s.ScaleWanted && s.Scale.Error == "" {
+		s.Scale.Retry = 0
+	}
+	if s.Members.Count == want && !s.scaling() {
 		s.ScaleWanted = want
 		return
 	}
@@ -32,6 +38,22 @@ func (w *work) scale() {
 		s.ScaleWanted = want
 		w.event(false, ReasonScaling, "scaling from %d to %d nodes", s.Members.Count, want)
 	}
+}
+
+// scaling reports whether a scale is under way, or was answered and is not seen yet.
+func (s *State) scaling() bool {
+	return s.Scale.InFlight || s.Scale.Error == "" && s.Now < s.Scale.Retry && s.Members.Count != s.ScaleWanted
+}
+
+// stayingNodes is how many nodes are there to be relied upon: as many as wanted, or
+// fewer while the workload may be scaled to fewer, which nobody can call back though more
+// may be wanted since. 0 while not known.
+func (s *State) stayingNodes() int {
+	want := s.wantedNodes()
+	if s.scaling() {
+		return min(want, s.ScaleWanted)
+	}
+	return want
 }
 
 // dutyBeyond returns a node that would go with a workload of so many nodes, and has

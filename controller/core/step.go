@@ -345,7 +345,7 @@ func (w *work) done(in Done) {
 		}
 	case RequestScale:
 		if finish(&s.Scale) {
-			s.Scale.Retry = s.Now + retryAfter // the list of members takes a moment to show it
+			s.Scale.Retry = s.Now + scaleShows
 		}
 	case RequestLabels:
 		if finish(&s.Labels) {
