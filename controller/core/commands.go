@@ -17,6 +17,9 @@ const (
 )
 
 func (w *work) command(c Command) {
+	// Whether silence counts is judged before the command as it will be after it: who
+	// takes over now must not be taken for dead in the same step.
+	w.judgeGrace()
 	r := Reply{ID: c.ID}
 	key := nodeKey(c.Name, c.Port)
 	switch c.Verb {

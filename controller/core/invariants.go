@@ -509,8 +509,8 @@ func wentDown(t Transition) []Node {
 func preparingIsPatient(t Transition) error {
 	for _, n := range wentDown(t) {
 		before := t.Before.Durable.node(n.Key())
-		if c, ok := t.Input.(Command); !before.Extended || before.State != topology.Prepare || ok && c.Verb == VerbState {
-			continue // or it was told to be in sync in this moment
+		if c, ok := t.Input.(Command); !before.Extended || before.State != topology.Prepare || ok && (c.Verb == VerbState || byOperator(c)) {
+			continue // or it was told to be in sync, or to have another duty, in this moment
 		}
 		o, _ := t.After.SeenOf(n.Key())
 		if n.DownReason == ReasonPingFailed || n.DownReason == ReasonSilent && o.Refused < failsDead && o.PingFails < failsDeadSlow {

@@ -21,20 +21,19 @@ import (
 // is observed of it, and for the whole an epoch, who has a lease, what is saved, and why roles
 // may not change. What is observed may be noted and not judged yet. Excluded is what the
 // core is told by others about its own doings, and what two fields say of the same: a map
-// is saved that is older than what was decided on only with an older epoch, and the grace
-// period is over, as of all nodes something was heard.
+// is saved that is older than what was decided on only with an older epoch.
 type Space struct {
 	Name     string
 	Nodes    int
 	Observed int  // of observations, the first so many
-	Wide     bool // with the breaker open, too, and with a save that failed
+	Wide     bool // with the breaker open, too, in the grace period, and with a save that failed
 }
 
 // Spaces lists them. The first is small enough for every run of the tests.
 func Spaces() []Space {
 	return []Space{
 		{Name: "fast-1x2", Nodes: 2, Observed: 3},
-		{Name: "1x2", Nodes: 2, Observed: 6, Wide: true},
+		{Name: "1x2", Nodes: 2, Observed: 7, Wide: true},
 		{Name: "1x3", Nodes: 3, Observed: 2},
 	}
 }
@@ -87,6 +86,7 @@ var observations = []func(o *core.Seen){
 	func(o *core.Seen) { o.AgentAt, o.PingFails = inductSilent, 1 },
 	func(o *core.Seen) { o.Agent, o.AgentAt, o.PingOK, o.Report.Instance = true, inductNow, true, "next" },
 	func(o *core.Seen) { o.AgentAt, o.PingOK, o.OKSince = inductSilent, true, inductSilent },
+	func(o *core.Seen) { o.AddedAt, o.PingFails, o.Refused = 0, 3, 3 }, // never heard of
 }
 
 func inductKey(i int) (name string, port int, key string) {
@@ -104,7 +104,7 @@ func (sp Space) each(part, parts int, f func(core.State) bool) {
 	}
 	leases, saves, holds := sp.Nodes+1, 3, 2
 	if sp.Wide {
-		saves, holds = 4, 3
+		saves, holds = 4, 5
 	}
 	for i := part; i < total; i += parts {
 		for epoch := uint64(1); epoch <= 2; epoch++ {
@@ -145,10 +145,13 @@ func (sp Space) state(i int, epoch uint64, lease, save, hold int) core.State {
 	}
 	d.Safety.Policy = s.Spec.Failover
 	switch hold {
-	case 1:
-		d.Safety.Pause = core.Pause{At: 1, Note: "x"}
 	case 2:
 		d.Safety.Breaker = core.Breaker{State: core.BreakerOpen, Reason: core.ReasonBreakerOpen, Since: inductSilent, Settle: 10_000}
+	case 3, 4: // the grace period, which the alphabet's times end
+		s.Started, s.GraceOver = inductNow-1_000, false
+	}
+	if hold == 1 || hold == 4 {
+		d.Safety.Pause = core.Pause{At: 1, Note: "x"}
 	}
 	if lease > 0 {
 		// Who got it was the saved master of that epoch: of a former one the lease is of the
