@@ -68,7 +68,9 @@ type Config struct {
 	Read    bool // File holds what was found, be it nothing
 	File    File
 	Applied string // hash of the last file that flared accepted
-	Text    string // that file
+	// Answered is the process of flared that has last answered to a file, accepted or not.
+	Answered string
+	Text     string // that file
 
 	ChangedAt time.Time
 	Rejected  bool
@@ -203,6 +205,9 @@ func Step(s State, e Event) (State, *Apply) {
 			break // of a process that has ended since
 		}
 		c.inFlight = false
+		if e.Err == "" {
+			c.Answered = s.Flared.Status.GetInstance()
+		}
 		c.outcome(e)
 
 	case ControllerLink:
@@ -222,6 +227,13 @@ func Step(s State, e Event) (State, *Apply) {
 	c.due, c.inFlight = false, true
 	c.attempt++
 	return s, &Apply{Attempt: c.attempt, Text: c.File.Text}
+}
+
+// MayLead reports whether a process of flared may be given leases: it has heard what the
+// file says, if there is one to be read. Before, it could execute writes that the file
+// has it forward to another cluster.
+func (s State) MayLead(instance string) bool {
+	return !s.Config.Read || s.Config.Answered == instance
 }
 
 // told forgets an Apply on its way: the process that it went to is gone.

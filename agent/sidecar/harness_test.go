@@ -60,13 +60,16 @@ type fakeFlared struct {
 	orphans uint64   // that PurgeOrphans finds when it is told no rate; 0: it never ends
 }
 
-func startFlared(t *testing.T, socket, instance string) *fakeFlared {
+func startFlared(t *testing.T, socket, instance string, change ...func(*fakeFlared)) *fakeFlared {
 	t.Helper()
 	f := &fakeFlared{socket: socket, changed: make(chan struct{}), running: options.Default(), server: grpc.NewServer(),
 		status: &agentv1.NodeStatus{Node: "flare-0.flare-nodes:12121", Instance: instance, Version: "9", Serving: true,
 			Role: agentv1.Role_ROLE_MASTER, State: agentv1.State_STATE_ACTIVE, Partition: new(uint32(0)), Lsn: &agentv1.Lsn{Epoch: 1, Index: 7},
 			ExpirySweep: &agentv1.ExpirySweep{Walks: 2, Removed: 9, RemovedBytes: 81},
 			Replicas:    []*agentv1.ReplicaStatus{{Node: "flare-1.flare-nodes:12121", Connected: true, InSync: true, LagBatches: 3}}}}
+	for _, c := range change {
+		c(f)
+	}
 	agentv1.RegisterNodeServiceServer(f.server, f)
 	os.Remove(socket)
 	l, err := net.Listen("unix", socket)

@@ -10,6 +10,9 @@ import (
 // leaseTimeout bounds the hand-over of a lease: a later one is worth more.
 const leaseTimeout = time.Second
 
+// leaseHold is how often it is looked whether a lease can be handed over.
+const leaseHold = 10 * time.Millisecond
+
 // leases holds the last lease of the controller until it is handed to flared.
 type leases chan *agentv1.LeaseGrant
 
@@ -41,6 +44,15 @@ func (a *Agent) handLeases(ctx context.Context, node agentv1.NodeServiceClient) 
 		case <-ctx.Done():
 			return
 		case grant = <-a.leases:
+		}
+		for !a.snapshot().MayLead(grant.GetInstance()) {
+			if !pause(ctx, leaseHold) {
+				return
+			}
+			select {
+			case grant = <-a.leases:
+			default:
+			}
 		}
 		call, cancel := context.WithTimeout(ctx, leaseTimeout)
 		resp, err := node.RenewLease(call, &agentv1.RenewLeaseRequest{Lease: grant})

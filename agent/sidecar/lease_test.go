@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -60,5 +61,49 @@ func TestLeasesKeepTheLast(t *testing.T) {
 	}
 	if got := <-l; got.GetToken() != 8 {
 		t.Errorf("lease %v", got)
+	}
+}
+
+// TestLeaseWaitsForTheFile: a process of flared that has not heard what the options file
+// says gets no lease, were it to execute writes that belong to another cluster by now.
+func TestLeaseWaitsForTheFile(t *testing.T) {
+	t.Parallel()
+	c := startController(t, "127.0.0.1:0")
+	var mu sync.Mutex
+	granted := map[string]uint64{} // instance -> the last token
+	c.set(func(c *fakeController) {
+		c.grant = func(n *agentv1.NodeStatus) *agentv1.LeaseGrant {
+			if n.GetLeaseEpoch() == 0 {
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			granted[n.GetInstance()] = n.GetLeaseToken()
+			return &agentv1.LeaseGrant{Instance: n.GetInstance(), Partition: n.Partition, Epoch: 4, Token: n.GetLeaseToken(), Ttl: durationpb.New(5 * time.Second)}
+		}
+	})
+	config := newConfigMap(t)
+	config.config(1, "max-connection = 5\n")
+	r := startAgent(t, func(s *Settings) { s.Controller, s.ConfigDir = c.addr, config.dir })
+	for _, instance := range []string{"first", "second"} {
+		release := make(chan struct{})
+		f := startFlared(t, r.socket, instance, func(f *fakeFlared) {
+			f.release, f.status.LeaseToken, f.status.LeaseEpoch = release, 1000, 4
+		})
+		waitFor(t, "flared is being told its options", func() bool { return len(f.sent()) > 0 })
+		for token := uint64(1000); token <= 3000; token += 1000 { // the last one comes behind the one before
+			f.set(func(s *agentv1.NodeStatus) { s.LeaseToken = token })
+			waitFor(t, "the controller has answered with a lease", func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return granted[instance] == token
+			})
+		}
+		if l := f.lease(); l != nil {
+			t.Errorf("%s has a lease before its options: %v", instance, l)
+		}
+		close(release)
+		waitFor(t, "flared has the last lease", func() bool { return f.lease().GetToken() == 3000 })
+		f.kill()
 	}
 }
