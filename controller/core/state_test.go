@@ -56,3 +56,21 @@ func TestGrantOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusAfterCutOver: whoever looks at a cluster that another one has taken over from
+// is told so, unless something is wrong with it.
+func TestStatusAfterCutOver(t *testing.T) {
+	d := Durable{Nodes: []Node{{Name: "a", Port: 1, Role: topology.Master, State: topology.Active}}, Partitions: []Partition{{Epoch: 1}}}
+	s := State{Durable: d, Saved: d, Spec: Spec{Known: true, Partitions: 1, Replicas: 1}}
+	if st := StatusOf(s); st.Reason != ReasonHealthy {
+		t.Fatalf("before: %s, %s", st.Reason, st.Message)
+	}
+	s.Saved.Replication = Replication{Phase: ReplicationCutOver, Target: "t:1"}
+	if st := StatusOf(s); st.Reason != ReasonReplicationCutOver || st.Phase != PhaseRunning || st.Message != "t:1 answers the clients" {
+		t.Errorf("after: %s, %s", st.Reason, st.Message)
+	}
+	s.Saved.Nodes[0].State = topology.Down
+	if st := StatusOf(s); st.Reason != ReasonMasterDown {
+		t.Errorf("its master is down: %s, %s", st.Reason, st.Message)
+	}
+}

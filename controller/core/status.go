@@ -194,6 +194,9 @@ func StatusOf(s State) Status {
 	} else if ready.True && worst == ready && config.Reason == ReasonRejected {
 		worst = config
 	}
+	if worst == ready && ready.True && s.Saved.Replication.Phase == ReplicationCutOver {
+		worst = conditions[0] // that another cluster answers is what matters here
+	}
 	if s.Refusal.Reason == ReasonSpecInvalid || s.PersistError != "" {
 		worst = progressing
 	}
