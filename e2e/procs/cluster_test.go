@@ -64,6 +64,8 @@ func TestMain(m *testing.M) {
 func start(t *testing.T, o Options) *Cluster {
 	t.Helper()
 	o.BinDir = binDir
+	// Whatever a controller decides in these tests is decided once more from its recording.
+	o.Record = o.Controller == nil
 	// t.TempDir is too long a path for Unix sockets.
 	dir, err := os.MkdirTemp("", "flare-")
 	if err != nil {
@@ -100,8 +102,13 @@ func start(t *testing.T, o Options) *Cluster {
 	// The controller may know of it before the agents do.
 	for _, n := range c.Nodes {
 		eventually(t, patience, "the agent of "+n.Addr+" knows flared and the controller", func() error {
-			if s := agentStatus(t, n); !s.GetFlaredAlive() || !s.GetControllerConnected() {
+			s := agentStatus(t, n)
+			if !s.GetFlaredAlive() || !s.GetControllerConnected() {
 				return fmt.Errorf("flared %v, controller %v", s.GetFlaredAlive(), s.GetControllerConnected())
+			}
+			// And before they have seen the options, which say in what mode writes are answered.
+			if c := s.GetConfig(); o.Controller == nil && (c.GetGeneration() == 0 || c.GetAppliedHash() != c.GetHash()) {
+				return fmt.Errorf("options: %v", c)
 			}
 			return nil
 		})

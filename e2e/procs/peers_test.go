@@ -593,7 +593,7 @@ func TestConformanceScriptedSlave(t *testing.T) {
 			want = prepared(want)
 			var got []string
 			eventually(t, patience, "slave gets everything", func() error {
-				if got = prepared(slave.requests()); got[len(got)-1] != want[len(want)-1] {
+				if got = prepared(slave.requests()); len(got) == 0 || got[len(got)-1] != want[len(want)-1] {
 					return fmt.Errorf("%q", got)
 				}
 				return nil

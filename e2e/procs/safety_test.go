@@ -49,7 +49,7 @@ func waitCondition(t *testing.T, c *Cluster, kind string, status bool, reason st
 // closes by itself.
 func TestBreaker(t *testing.T) {
 	t.Parallel()
-	c := start(t, Options{Partitions: 1, Replicas: 3, Record: true})
+	c := start(t, Options{Partitions: 1, Replicas: 3})
 	people := admin(t, c)
 	m := master(t, c, 0)
 	cl := client(m.Addr)
@@ -303,7 +303,7 @@ func TestZoneLossHeld(t *testing.T) {
 // TestHandoverByController has a master told by the controller to hand over, under load.
 func TestHandoverByController(t *testing.T) {
 	t.Parallel()
-	c := start(t, Options{Partitions: 1, Replicas: 2, Record: true})
+	c := start(t, Options{Partitions: 1, Replicas: 2})
 	people := admin(t, c)
 	m := master(t, c, 0)
 	r := replicaOf(c, m)
