@@ -25,7 +25,7 @@ var rewrite = flag.Bool("rewrite", false, "write into testdata what the core doe
 // writes down what it does now; read the difference, which is what the change does.
 // What a run would have come to with other decisions, only a new one can tell:
 //
-//	FLARE_RECORDINGS=$PWD/controller/recording/testdata go test ./e2e/procs -run 'TestBreaker|TestHandoverByController' -count=1
+//	FLARE_RECORDINGS=$PWD/controller/recording/testdata go test ./e2e/procs -run 'TestBreaker|TestBlueGreen' -count=1
 func TestRecordings(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.jsonl.gz")
 	if err != nil {
