@@ -9,7 +9,8 @@ import (
 
 // A spool writes files beside the one who reads them from the network: the disk
 // works at one chunk, and waits for a file to be durable, while the next chunk
-// arrives. Jobs are done in their order. It holds a bounded number of chunks, so that
+// arrives. It works aside, as who reads does: most of a copy's processor time is spent
+// here. Jobs are done in their order. It holds a bounded number of chunks, so that
 // a disk that is slower than the network slows the network down.
 type spool struct {
 	jobs  chan spoolJob
@@ -44,8 +45,8 @@ func newSpool() *spool {
 		syncs: make(chan *os.File, spoolSyncs),
 		free:  make(chan []byte, spoolChunks+1),
 	}
-	s.tasks.Go(s.write)
-	s.tasks.Go(s.sync)
+	s.tasks.Go(func() { aside(s.write) })
+	s.tasks.Go(func() { aside(s.sync) })
 	return s
 }
 
@@ -104,7 +105,7 @@ func (s *spool) fail(err error) {
 	}
 }
 
-func (s *spool) write() {
+func (s *spool) write() error {
 	defer close(s.syncs)
 	unwritten := 0 // of the file that is written to
 	for j := range s.jobs {
@@ -124,9 +125,10 @@ func (s *spool) write() {
 		}
 		s.put(j.chunk)
 	}
+	return nil
 }
 
-func (s *spool) sync() {
+func (s *spool) sync() error {
 	for file := range s.syncs {
 		if s.failed() == nil {
 			if err := file.Sync(); err != nil {
@@ -137,4 +139,5 @@ func (s *spool) sync() {
 			s.fail(err)
 		}
 	}
+	return nil
 }

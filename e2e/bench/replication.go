@@ -385,15 +385,40 @@ func (b *bench) replication(ctx context.Context, mb int) error {
 	return r.latencies(ctx, 5*b.time, "replica with a processor and a disk of its own", write)
 }
 
+// settled waits until no node compacts what was written before: whose turn in a
+// comparison that falls into would be chance.
+func (r *replicated) settled(ctx context.Context) error {
+	const long, step = 1500 * time.Millisecond, 100 * time.Millisecond
+	var last []string
+	for since := time.Now(); time.Since(since) < long; {
+		var now []string
+		for _, n := range r.Nodes {
+			files, err := filepath.Glob(filepath.Join(n.DataDir, "db", "*.sst"))
+			if err != nil {
+				return err
+			}
+			now = append(now, files...)
+		}
+		if !slices.Equal(now, last) {
+			last, since = now, time.Now()
+		}
+		if err := sleep(ctx, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // latencies prints what a replica that catches up costs who writes meanwhile.
 func (r *replicated) latencies(ctx context.Context, quiet time.Duration, where string, write func() (float64, error)) error {
 	fmt.Printf("p99 of sets at %.0f a second, half of what the master reaches, %s:\n", r.half, where)
 	if err := r.away(ctx); err != nil {
 		return err
 	}
-	// What is written is there before the comparison: the master has to tidy up after
-	// it either way.
 	if _, err := write(); err != nil {
+		return err
+	}
+	if err := r.settled(ctx); err != nil {
 		return err
 	}
 	alone, err := r.during(ctx, func() error { return sleep(ctx, quiet) })
@@ -410,6 +435,9 @@ func (r *replicated) latencies(ctx context.Context, quiet time.Duration, where s
 	}
 	line("during a catch-up by the log", loaded)
 	if err := r.ready(ctx); err != nil {
+		return err
+	}
+	if err := r.settled(ctx); err != nil {
 		return err
 	}
 	if loaded, err = r.during(ctx, func() error { _, err := r.resync(ctx); return err }); err != nil {
