@@ -44,8 +44,12 @@ func TestHotPathAllocations(t *testing.T) {
 			out = AppendRequest(out[:0], &req, req.Via)
 		}
 		run()
-		if n := testing.AllocsPerRun(200, run); n != 0 {
-			t.Errorf("%s: %v allocations a request", p.name, n)
+		allowed := 0.0
+		if len(p.in) > baseBuffer {
+			allowed = poolAllocations
+		}
+		if n := testing.AllocsPerRun(200, run); n > allowed {
+			t.Errorf("%s: %v allocations a request, want at most %v", p.name, n, allowed)
 		}
 	}
 
