@@ -22,13 +22,14 @@ type cppNode struct {
 	listener net.Listener
 	handlers sync.WaitGroup
 
-	mu     sync.Mutex
-	saw    []string // requests without their data, as sent
-	conns  map[net.Conn]bool
-	dumps  int
-	answer func(req *text.Request) string // "close" closes, "silence" does nothing
-	dump   func(n int, nc net.Conn)       // answers the nth dump, from 1 on
-	stream func(nc net.Conn)              // answers replicate, which the original does not know; nil for it
+	mu      sync.Mutex
+	saw     []string // requests without their data, as sent
+	conns   map[net.Conn]bool
+	dumps   int
+	stopped bool
+	answer  func(req *text.Request) string // "close" closes, "silence" does nothing
+	dump    func(n int, nc net.Conn)       // answers the nth dump, from 1 on
+	stream  func(nc net.Conn)              // answers replicate, which the original does not know; nil for it
 }
 
 func newCppNode(t testing.TB) *cppNode {
@@ -46,6 +47,9 @@ func newCppNode(t testing.TB) *cppNode {
 			}
 			p.mu.Lock()
 			p.conns[nc] = true
+			if p.stopped {
+				nc.Close() // it was accepted while stop closed the others
+			}
 			p.mu.Unlock()
 			p.handlers.Go(func() {
 				defer nc.Close()
@@ -61,6 +65,7 @@ func newCppNode(t testing.TB) *cppNode {
 func (p *cppNode) stop() {
 	p.listener.Close()
 	p.mu.Lock()
+	p.stopped = true
 	for nc := range p.conns {
 		nc.Close()
 	}

@@ -60,6 +60,9 @@ func (p *peer) start() {
 			}
 			p.mu.Lock()
 			p.conns[nc] = struct{}{}
+			if p.l != l {
+				nc.Close() // it was accepted while stop closed the others
+			}
 			p.mu.Unlock()
 			p.handlers.Go(func() { p.serve(nc) })
 		}
@@ -68,7 +71,10 @@ func (p *peer) start() {
 
 func (p *peer) stop() {
 	p.mu.Lock()
-	p.l.Close()
+	if p.l != nil {
+		p.l.Close()
+		p.l = nil
+	}
 	for nc := range p.conns {
 		nc.Close()
 	}

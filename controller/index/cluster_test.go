@@ -161,6 +161,7 @@ type node struct {
 	maps   []core.MapUpdate         // as heard; Map alone is set
 	heard  []time.Time
 	conns  []net.Conn
+	dead   bool // killed
 	wg     sync.WaitGroup
 }
 
@@ -181,6 +182,9 @@ func startNodeAt(t *testing.T, addr string) *node {
 			}
 			n.mu.Lock()
 			n.conns = append(n.conns, c)
+			if n.dead {
+				c.Close() // it was accepted while kill closed the others
+			}
 			n.mu.Unlock()
 			n.wg.Go(func() { n.serve(c) })
 		}
@@ -196,7 +200,7 @@ func (n *node) kill() {
 	for _, c := range n.conns {
 		c.Close()
 	}
-	n.conns = nil
+	n.conns, n.dead = nil, true
 	n.mu.Unlock()
 	n.wg.Wait()
 }

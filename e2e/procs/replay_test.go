@@ -310,7 +310,7 @@ func listenScripted(t *testing.T, addr string, answer func(conn int, request str
 	}
 	s := &scripted{addr: l.Addr().String(), listener: l, news: make(chan struct{})}
 	var handlers sync.WaitGroup
-	conns := map[net.Conn]bool{}
+	conns := map[net.Conn]bool{} // nil when all were closed
 	handlers.Go(func() {
 		for n := 0; ; n++ {
 			nc, err := l.Accept()
@@ -318,7 +318,11 @@ func listenScripted(t *testing.T, addr string, answer func(conn int, request str
 				return
 			}
 			s.mu.Lock()
-			conns[nc] = true
+			if conns != nil {
+				conns[nc] = true
+			} else {
+				nc.Close()
+			}
 			s.mu.Unlock()
 			handlers.Go(func() {
 				defer nc.Close()
@@ -348,6 +352,7 @@ func listenScripted(t *testing.T, addr string, answer func(conn int, request str
 		for nc := range conns {
 			nc.Close()
 		}
+		conns = nil
 		s.mu.Unlock()
 		handlers.Wait()
 	})
