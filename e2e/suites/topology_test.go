@@ -326,9 +326,10 @@ func (c *cluster) testZoneReplaced(t *testing.T, l *load) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leads := ""
+	leads, patience := "", 60*time.Second
 	if c.leaderMachine() == machine {
-		leads = ", and the leading controller"
+		// The next one gives nodes that it has not heard of yet time to find it.
+		leads, patience = ", and the leading controller", patience+120*time.Second
 	}
 	l.so()
 	start := time.Now()
@@ -337,7 +338,7 @@ func (c *cluster) testZoneReplaced(t *testing.T, l *load) {
 	}
 	defer lab.StartNode(context.WithoutCancel(t.Context()), number)
 	t.Logf("power cut in the zone of %s, with the masters %v%s", machine, pods, leads)
-	c.eventually(60*time.Second, "the other zones take over", func() error {
+	c.eventually(patience, "the other zones take over", func() error {
 		fc, err := c.status()
 		if err != nil {
 			return err
