@@ -9,7 +9,7 @@ import (
 
 // A spool writes files beside the one who reads them from the network: the disk
 // works at one chunk, and waits for a file to be durable, while the next chunk
-// arrives. It works aside, as who reads does: most of a copy's processor time is spent
+// arrives. It works aside, as who reads does: much of a copy's processor time is spent
 // here. Jobs are done in their order. It holds a bounded number of chunks, so that
 // a disk that is slower than the network slows the network down.
 type spool struct {
