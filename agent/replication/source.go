@@ -683,7 +683,11 @@ func (s *Source) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 		from = snap.LSN
 	}
 	s.streams(f, tier, from)
-	return sender.stream(f, tail, release)
+	sender.at = from.Index
+	if err := aside(func() error { return sender.stream(f, tail, release, true) }); err != nil {
+		return err
+	}
+	return sender.stream(f, tail, release, false) // writes may wait for it from here on
 }
 
 // connect registers a follower's connection and ends an older one.
@@ -809,6 +813,7 @@ type sender struct {
 	limit    limiter
 	beat     time.Time // last heartbeat between batches
 	sent     uint64    // bytes of batches
+	at       uint64    // index of the last batch
 	lacking  []uint64  // as the follower was told
 }
 
@@ -842,8 +847,10 @@ func (c *sender) heartbeat() error {
 }
 
 // stream sends batches as they come. release is called once the follower has
-// caught up for the first time.
-func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
+// caught up for the first time. With chasing it returns then, and also when it does
+// not gain enough on who writes.
+func (c *sender) stream(f *feed, tail history.Tail, release func(), chasing bool) error {
+	var pace chase
 	interval := c.interval()
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -873,8 +880,13 @@ func (c *sender) stream(f *feed, tail history.Tail, release func()) error {
 		if err := c.w.Flush(); err != nil {
 			return fmt.Errorf("send: %w", err)
 		}
-		if !acked.IsZero() && c.s.log.Position().LSN.Index-acked.Index <= joinLag {
+		head := c.s.log.Position().LSN.Index
+		near := !acked.IsZero() && head-acked.Index <= joinLag
+		if near {
 			release()
+		}
+		if chasing && (near || grant != nil || pace.loses(head, c.at, time.Now())) {
+			return nil
 		}
 		if more {
 			continue
@@ -908,6 +920,7 @@ func (c *sender) batches(tail history.Tail) (more bool, err error) {
 			return false, err
 		}
 		c.sent += uint64(len(b.Data))
+		c.at = b.LSN.Index
 		if err := c.limited(c.s.cfg.StreamBandwidth, len(b.Data)); err != nil {
 			return false, err
 		}
